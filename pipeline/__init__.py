@@ -1,0 +1,1 @@
+"""The order path behind the gateways: core, matcher, journal, journaler, watcher."""

@@ -1,0 +1,157 @@
+"""Reading the journal: which records it holds, in which files, and where it ends.
+
+Segments overlap: a restarted journaler writes once more what the last one may not have synced, and a power cut may keep
+any part of what was not synced. So each sequence is taken from the newest segment that holds it whole and continuing
+the chain, and the journal ends where none does. What lies beyond are the remains of a lost tail, unless any whole
+record says that the missing one was synced: that is damage, and nobody may go on as if nothing were missing.
+"""
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.chain import SLOT_BYTES
+from pipeline.segment_content import SegmentContent, as_records, runs_of, slot_after
+from pipeline.segment_file import HEADER_BYTES, JournalRefused, segments_of
+
+
+class JournalDamaged(JournalRefused):
+    """A record is missing that was synced: `path`, `offset` (where it should be), `sequence`."""
+
+    def __init__(self, path, offset, sequence, synced):
+        super().__init__(
+            f"{path} at offset {offset}: the record of sequence {sequence} is damaged or missing, but everything up to"
+            f" sequence {synced} was synced and may have been answered: restore this file from a copy, then start again"
+            " (keep what is in the directory until then)")
+        self.path, self.offset, self.sequence = path, offset, sequence
+
+
+@dataclass(frozen=True)
+class Span:
+    """Records that follow each other in one segment: a replay loops over `slots` from `start_slot` to `end_slot`."""
+    content: SegmentContent
+    start_slot: int
+    end_slot: int
+    first_sequence: int
+    last_sequence: int
+
+    @property
+    def path(self):
+        return self.content.path
+
+    @property
+    def slots(self):
+        """uint64 (slots, 32), read-only: the file after its header. Mapped anew at each call: hold it while in use."""
+        return self.content.slots
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What lies beyond the journal's end, of a tail that was lost before it was synced."""
+    path: Path
+    offset: int
+    size: int                  # bytes
+    first_sequence: int        # 0: no whole record, something torn
+    last_sequence: int
+
+    def __str__(self):
+        what = f"sequences {self.first_sequence} to {self.last_sequence}" if self.first_sequence else "no whole record"
+        return f"{self.path} at offset {self.offset}, {self.size} bytes, {what}"
+
+
+@dataclass(frozen=True)
+class Journal:
+    end_sequence: int          # 0: empty
+    end_chain: int
+    highest_known_synced: int  # that any whole record carries
+    remains: list
+    spans: list                # of Span, in order of sequences
+
+    def spans_from(self, sequence):
+        """The spans without the records before `sequence`."""
+        kept = []
+        for span in self.spans:
+            skipped = max(0, sequence - span.first_sequence)
+            if sequence <= span.last_sequence:
+                start = slot_after(span.content.records, span.start_slot, skipped)
+                kept.append(replace(span, start_slot=start, first_sequence=span.first_sequence + skipped))
+        return kept
+
+
+def spans(directory, instance, from_sequence=1):
+    """The journal of this instance in a directory, as `Journal`; empty where there is none.
+
+    Raises JournalRefused for files that do not belong there, JournalDamaged where a synced record is missing.
+    """
+    runs, damage, highest = [], [], 0
+    contents = [SegmentContent(segment) for segment in segments_of(directory, instance)]
+    for content in contents:
+        found, known_synced = runs_of(content)
+        highest = max(highest, known_synced)
+        runs += [run for run in found if run.first_sequence]
+        damage += [run for run in found if not run.first_sequence]
+    in_order, end_sequence, end_chain = read_order(runs)
+    if highest > end_sequence:
+        path, offset = _place_of_missing(contents, in_order, runs + damage)
+        raise JournalDamaged(path, offset, end_sequence + 1, highest)
+    journal = Journal(end_sequence, end_chain, highest, _remains(in_order, runs, damage, end_sequence), in_order)
+    return journal if from_sequence == 1 else replace(journal, spans=journal.spans_from(from_sequence))
+
+
+def records(directory, instance, from_sequence=1):
+    """Each record as a pair: a JOURNAL scalar, its payload as bytes. For tools and tests: it is slow."""
+    for span in spans(directory, instance, from_sequence).spans:
+        slots = span.slots
+        rows, slot = as_records(slots), span.start_slot
+        while slot < span.end_slot:
+            record = rows[slot]
+            behind = slot + int(record["record_slots"])
+            yield record, slots[slot + 1:behind].tobytes()[:int(record["payload_bytes"])]
+            slot = behind
+
+
+def read_order(runs):
+    """(spans in order, last sequence, its chain value): each sequence from the newest run that has it and continues
+    the chain."""
+    waiting = sorted(runs, key=lambda run: run.first_sequence, reverse=True)
+    covering, in_order, chosen, sequence, chain = [], [], None, 0, 0
+    while True:
+        sequence += 1
+        while waiting and waiting[-1].first_sequence <= sequence:
+            covering.append(waiting.pop())
+        covering = [run for run in covering if run.last_sequence >= sequence]
+        before, chosen = chosen, max((run for run in covering if run.chain_before(sequence) == chain),
+                                     key=lambda run: run.age, default=None)
+        if chosen is None:
+            return in_order, sequence - 1, chain
+        last = min(chosen.last_sequence, waiting[-1].first_sequence - 1) if waiting else chosen.last_sequence
+        span = Span(chosen.content, chosen.slot_of(sequence), chosen.slot_of(last + 1), sequence, last)
+        if chosen is before:
+            earlier = in_order.pop()
+            span = replace(span, start_slot=earlier.start_slot, first_sequence=earlier.first_sequence)
+        in_order.append(span)
+        sequence, chain = last, chosen.chain_before(last + 1)
+
+
+def _remains(in_order, runs, damage, end_sequence):
+    """Whole records beyond the end, and what is torn behind all that the journal is read from."""
+    end = max(((span.content.segment.number, span.end_slot) for span in in_order), default=(0, 0))
+    lost = []
+    for run in sorted(runs + damage, key=lambda run: run.age):
+        if run.last_sequence > end_sequence:
+            first = max(run.first_sequence, end_sequence + 1)
+            lost.append((run, run.slot_of(first), first))
+        elif not run.first_sequence and run.age >= end:
+            lost.append((run, run.start_slot, 0))
+    return [Remains(run.content.path, HEADER_BYTES + slot * SLOT_BYTES, (run.end_slot - slot) * SLOT_BYTES, first,
+                    run.last_sequence) for run, slot, first in lost]
+
+
+def _place_of_missing(contents, in_order, runs):
+    """(path, offset) where the first missing record should be."""
+    if not in_order:
+        return contents[0].path, HEADER_BYTES
+    content, slot = in_order[-1].content, in_order[-1].end_slot
+    more = any(run.content is content and run.start_slot >= slot for run in runs)
+    later = [other for other in contents if other.segment.number > content.segment.number]
+    if later and not more:
+        content, slot = later[0], 0
+    return content.path, HEADER_BYTES + slot * SLOT_BYTES

@@ -1,0 +1,337 @@
+"""What the journaler does: it writes the journal ring to segment files, syncs, and lets out what is on disk.
+
+A span of the ring passes through the steps of its mode in their order; a kill between any two of them is harmless. A
+restarted journaler goes on at the ring's head in a new segment. With fresh rings it opens the journal first: it finds
+where the files end and writes once more what no record knows to be synced.
+"""
+import math
+import os
+import select
+import signal
+import sys
+import time
+
+import numpy as np
+
+from pipeline import journal, release
+from pipeline.chain import SLOT_WORDS
+from pipeline.release import (
+    CURSOR,
+    DEFECT,
+    FOLLOWABLE,
+    HEAD,
+    MOVED,
+    NO_ROOM,
+    OPENED,
+    REFUSING,
+    ROOM_WANTED,
+    SPAN,
+    SYNCED,
+    journal_word,
+    set_journal_word,
+)
+from pipeline.segment_content import as_records, slot_within
+from pipeline.segment_file import NextSegment, make_directory, segments_of
+from shm import doorbell
+from shm.fatal_log import fatal
+from shm.process import HEARTBEAT_SECONDS, instance_of
+from shm.records import COMMAND_SLOTS_MAX, JOURNAL, STAMP_FIELDS
+from shm.segments import CounterWord, slot_view
+
+RELEASE = {  # of a span that is written
+    "always": ("sync", "synced word", "reply tails", "released positions", "ring head"),
+    "interval": ("reply tails", "released positions"),
+    "none": ("reply tails", "released positions", "followable word", "ring head"),
+}
+SYNC = ("sync", "synced word", "ring head")  # interval: now and then, of all that is written
+NEEDS_A_WRITE = ("sync", "synced word", "followable word")
+RETRY_SECONDS = 1.0            # from one try to make the next segment to the next
+
+
+class Defect(Exception):
+    """The journal ring holds what no matcher writes."""
+
+
+class Journaler:
+    """`process` gives `memory`, `data`, `name`, `role`, `counters`, `stopping` and `beat`; `settings` is [journal].
+
+    Methods raise OSError where a write or a sync fails: then nothing more may be done, so nothing is published that
+    is not on disk. `do_work` raises Defect.
+    """
+
+    def __init__(self, process, settings):
+        memory = self.memory = process.memory
+        self.process, self.settings = process, settings
+        self.words, self._sleepers = memory.journal.words, memory.sleepers.words
+        self.span = np.zeros(1, SPAN)[0]
+        self.moved = np.zeros(memory.commands.shape.rows, MOVED)
+        self.segment = None    # begins with the first record to write
+        self.stalled = False   # the record at hand waits for the next segment
+        self.steps = {
+            "sync": self._sync, "synced word": self._publish_synced, "followable word": self._publish_followable,
+            "reply tails": self._publish_replies, "released positions": self._publish_released,
+            "ring head": self._publish_head,
+        }
+        self._ring, self._ring_words = slot_view(memory.journal, JOURNAL)[0], memory.journal.slots[0]
+        self._staging_words = np.zeros(self._ring_words.size, np.uint64)
+        self._staging = self._staging_words.view(JOURNAL)
+        # What may still come when writes are refused: all that the rings hold, and a command of each gateway that
+        # looked just before. No record takes more slots than its command.
+        self._reserve_slots = len(self._ring) + len(self.moved) * (memory.commands.shape.capacity + COMMAND_SLOTS_MAX)
+        self._sync_at = self._retry_at = 0.0
+        self._short_of_room = journal_word(self.words, REFUSING) != 0  # an earlier journaler said so
+        bells = process.data / "run"
+        self._bell, self._matcher_bell, self._publisher_bell = (
+            doorbell.open_bell(bells, name) for name in (process.name, "matcher", "publisher"))
+        self._gateway_bells = np.array(
+            [doorbell.open_bell(bells, f"gateway-{index}") for index in range(len(self.moved))], np.int64)
+        self._poll = select.poll()
+        self._poll.register(self._bell, select.POLLIN)
+        self._instance, self._directory = instance_of(process.data), process.data / "journal"
+        make_directory(self._directory)
+        existing = segments_of(self._directory, self._instance)
+        self._number = existing[-1].number if existing else 0
+        self.next_segment = NextSegment(self._directory, self._instance, settings.segment_bytes, self._wake)
+
+    def run(self):
+        """Until the process is told to stop. Raises JournalRefused where the files may not be used."""
+        signal.set_wakeup_fd(self._bell, warn_on_full_buffer=False)
+        self.start()
+        self.process.counters[CounterWord.READY] = 1
+        while not self.process.stopping:
+            if not self.do_work():
+                self._sleep()
+            self.process.beat()
+        self.finish()
+
+    def _wake(self):
+        doorbell.ring(self._bell)
+
+    def _say(self, text):
+        print(f"{self.process.name}: {text}", file=sys.stderr, flush=True)
+
+    # --- start and end
+
+    def start(self):
+        """Open the journal, or go on with a ring that is open; then wake all who may wait for that."""
+        if journal_word(self.words, OPENED) == 1:
+            self._resume()
+        else:
+            self._open()
+        self._look_after_room()
+        for bell in (self._matcher_bell, self._publisher_bell, *self._gateway_bells.tolist()):
+            doorbell.ring(bell)
+
+    def _open(self):
+        assert journal_word(self.words, CURSOR) == 0, "the journal ring holds records, but was never opened"
+        found = journal.spans(self._directory, self._instance)
+        for remains in found.remains:
+            self._say(f"lost before it was synced, not part of the journal: {remains}")
+        self._write_again(found, found.highest_known_synced + 1)
+        self._publish_synced()
+        set_journal_word(self.words, OPENED, 1)
+        self._say(f"opened the journal, {found.end_sequence} records in {self._number} segments")
+
+    def _resume(self):
+        synced = journal_word(self.words, SYNCED)
+        if self.settings.sync != "none" and synced < journal_word(self.words, FOLLOWABLE):
+            # it ran with `none`: what left the ring is in files that nobody synced
+            self._write_again(journal.spans(self._directory, self._instance), synced + 1)
+            self._publish_synced()
+        self.span["end"], self.span["sequence"] = journal_word(self.words, HEAD), -1
+
+    def _write_again(self, found, sequence):
+        """Write the records from `sequence` on to segments of this process, and sync them."""
+        for span in found.spans_from(sequence):
+            slots, slot = span.slots, span.start_slot
+            while slot < span.end_slot:
+                behind = slot_within(as_records(slots), slot, span.end_slot, self._room_slots())
+                if behind > slot:
+                    self.segment.append(slots[slot:behind].reshape(-1))
+                    slot = behind
+                else:
+                    self._await_segment()
+        if self.segment is not None:
+            self._sync()
+        self.span["sequence"], self.span["chain"] = found.end_sequence, found.end_chain
+
+    def _await_segment(self):
+        while not self._begin_segment():
+            self._look_after_room()
+            self._poll.poll(HEARTBEAT_SECONDS * 1000)
+            doorbell.empty(self._bell)
+            self.process.beat()
+            if self.process.stopping:
+                sys.exit(0)
+
+    def finish(self):
+        """Write and let out what the ring holds now, and sync. What finds no room on the disk stays in the ring."""
+        end = journal_word(self.words, CURSOR)
+        while self.span["end"] < end:
+            if not self.do_work():
+                self.next_segment.wait()
+                if not self.next_segment.ready:
+                    break
+        self._finish_segment()
+        self.next_segment.wait()
+
+    # --- a span
+
+    def do_work(self):
+        """Handle what is ready; returns how many records and marks that was."""
+        entries = self._write()
+        if entries:
+            self._take_steps(RELEASE[self.settings.sync], self.span["staged_slots"] > 0)
+            release.ring_released(self._sleepers, self._gateway_bells, self._publisher_bell, self.moved)
+            self._count(entries)
+            if self.settings.sync != "interval":
+                release.ring_matcher(self._sleepers, self.words, self._matcher_bell)
+        if self.settings.sync == "interval" and self._is_sync_due():
+            self._sync_written()
+        self._look_after_room()
+        return entries
+
+    def _write(self):
+        """Take a span and write its records; returns its entries, 0 where nothing is there or nothing has room."""
+        if self._collect() == NO_ROOM and self.span["entries"] == 0 and self._begin_segment():
+            self._collect()
+        staged_slots = int(self.span["staged_slots"])
+        if staged_slots:
+            if not self.segment.unsynced:
+                self._sync_at = time.monotonic() + self.settings.sync_interval_ms / 1000
+            self.segment.append(self._staging_words[:staged_slots * SLOT_WORDS])
+        return int(self.span["entries"])
+
+    def _collect(self):
+        outcome = release.collect(
+            self._ring, self._ring_words, journal_word(self.words, CURSOR), self._room_slots(), self.memory.generation,
+            journal_word(self.words, SYNCED), self._staging, self._staging_words, self.span, self.moved)
+        if outcome == DEFECT:
+            position = int(self.span["end"])
+            found = self._ring[position % len(self._ring)]
+            said = ", ".join(f"{field}={found[field]}" for field, *_ in STAMP_FIELDS)
+            raise Defect(f"journal ring position={position} holds nothing that may follow sequence="
+                         f"{self.span['sequence']} chain={self.span['chain']} synced={journal_word(self.words, SYNCED)}"
+                         f" generation={self.memory.generation}: {said}")
+        return outcome
+
+    def _take_steps(self, names, written):
+        for name in names:
+            if written or name not in NEEDS_A_WRITE:
+                self.steps[name]()
+
+    def _sync(self):
+        self.segment.sync()
+
+    def _publish_synced(self):
+        release.publish_synced(self.words, self.span["sequence"])
+
+    def _publish_replies(self):
+        release.publish_replies(self.memory.replies.words, self.memory.events.words, self.span, self.moved)
+
+    def _publish_released(self):
+        release.publish_released(self.memory.commands.words, self.moved)
+
+    def _publish_followable(self):
+        release.publish_followable(self.words, self.span["sequence"])
+
+    def _publish_head(self):
+        release.publish_head(self.words, self.span["end"])
+
+    def _count(self, entries):
+        counters = self.process.counters
+        counters[CounterWord.RECORDS] += entries
+        counters[CounterWord.BATCHES] += 1
+        counters[CounterWord.LARGEST_BATCH] = max(entries, counters[CounterWord.LARGEST_BATCH])
+        counters[CounterWord.SEQUENCE] = journal_word(self.words, SYNCED)
+
+    # --- interval
+
+    def _unsynced(self):
+        return self.segment is not None and self.segment.unsynced
+
+    def _is_sync_due(self):
+        """Whether to sync and let the ring's head follow: after the interval, before the ring is full, and at once
+        where there is nothing to sync."""
+        held = self.span["end"] - journal_word(self.words, HEAD)
+        return held > 0 and (
+            not self._unsynced() or held >= len(self._ring) // 2 or time.monotonic() >= self._sync_at
+            or journal_word(self.words, ROOM_WANTED) != 0)
+
+    def _sync_written(self):
+        self._take_steps(SYNC, self._unsynced())
+        self.process.counters[CounterWord.SEQUENCE] = journal_word(self.words, SYNCED)
+        release.ring_matcher(self._sleepers, self.words, self._matcher_bell)
+
+    # --- segments and their room
+
+    def _room_slots(self):
+        return self.segment.room_slots if self.segment is not None else 0
+
+    def _begin_segment(self):
+        """Whether a new segment is there to be written. The last one is synced by then, in every mode."""
+        self._finish_segment()
+        self.stalled = not self.next_segment.ready
+        if self.stalled:
+            return False
+        self.segment = self.next_segment.take()
+        self._number += 1
+        return True
+
+    def _finish_segment(self):
+        if self.segment is not None:
+            if self.settings.sync == "interval":
+                self._sync_written()
+            self.segment.finish()
+            self.segment = None
+
+    def _look_after_room(self):
+        """Keep the next segment in the making. While the disk has no room for it, refuse writes before the rings'
+        content has none."""
+        upcoming = self.next_segment
+        if upcoming.ready:
+            if self._short_of_room:
+                self._short_of_room = False
+                self._refuse(0)
+                self._say("the next journal segment has room again")
+            return
+        if upcoming.working:
+            return
+        if upcoming.problem is not None:
+            self._tell(upcoming.problem)
+            self._refuse(upcoming.problem.errno if self._room_slots() < self._reserve_slots else 0)
+            if time.monotonic() < self._retry_at:
+                return
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+        upcoming.prepare(self._number + 1)
+
+    def _tell(self, problem):
+        if not self._short_of_room:
+            self._short_of_room = True
+            fatal(self.process.data, self.process.name,
+                  f"the next journal segment of {self.settings.segment_bytes} bytes cannot be made in {self._directory}:"
+                  f" {problem.strerror}; writes are refused once this one's room, {self._room_slots()} slots, is less"
+                  f" than {self._reserve_slots}: make room on that disk")
+
+    def _refuse(self, reason):
+        """Tell the gateways why they may take no writes, an errno; 0: they may."""
+        if journal_word(self.words, REFUSING) != reason:
+            set_journal_word(self.words, REFUSING, reason)
+            self._say(f"writes are refused: {os.strerror(reason)}" if reason else "writes are taken again")
+
+    # --- sleeping
+
+    def _sleep(self):
+        """Until a bell rings, the next heartbeat or the next sync is due."""
+        seconds = HEARTBEAT_SECONDS
+        if self._unsynced() and self.settings.sync == "interval":
+            seconds = min(seconds, max(0.0, self._sync_at - time.monotonic()))
+        doorbell.announce_sleep(self._sleepers, self.process.role)
+        rung = self._has_work() or self._poll.poll(math.ceil(seconds * 1000))
+        doorbell.announce_waking(self._sleepers, self.process.role)
+        if rung:
+            doorbell.empty(self._bell)
+        self.process.counters[CounterWord.WAKEUPS] += 1
+
+    def _has_work(self):
+        return not self.stalled and journal_word(self.words, CURSOR) != self.span["end"]

@@ -1,0 +1,105 @@
+"""Balances: available and frozen money of each (user, asset), exact, in 10^-20 of one unit.
+
+A balance below zero is a defect, never an outcome: whoever debits has checked before. Totals of an asset run along.
+"""
+from numba import int64, njit, uint64
+
+from pipeline.state import BALANCE_NEGATIVE, BALANCES, DEFECT, NONE
+from shm.int128 import folded_product, from_halves, from_int64, high_half, low_half
+
+KEY_USED = 1 << 63
+HASH_FACTOR = 0x9E3779B97F4A7C15
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def balance_key(user_id, asset_id):
+    return uint64(KEY_USED) | (uint64(user_id) << uint64(16)) | uint64(asset_id)
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def balance_home(key, mask):
+    """A user's assets are neighbours."""
+    return int64(folded_product(key >> uint64(16), uint64(HASH_FACTOR)) + (key & uint64(0xFFFF))) & mask
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def balance_cell(balances, key):
+    """The row of this key, or the free cell where it would go. The table is at most half full."""
+    mask = len(balances) - 1
+    cell = balance_home(key, mask)
+    while balances[cell].key != key and balances[cell].key != 0:
+        cell = (cell + 1) & mask
+    return cell
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def find_balance(state, user_id, asset_id):
+    """The row of (user, asset), or NONE."""
+    key = balance_key(user_id, asset_id)
+    cell = balance_cell(state.balances, key)
+    return cell if state.balances[cell].key == key else NONE
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def open_balance(state, user_id, asset_id):
+    """The row of (user, asset), made if it is not there; the caller has checked that there is room."""
+    key = balance_key(user_id, asset_id)
+    cell = balance_cell(state.balances, key)
+    if state.balances[cell].key == 0:
+        state.balances[cell].key = key
+        state.balances[cell].asset_id = asset_id
+        state.counters[BALANCES] += 1
+    return cell
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def available(record):
+    return from_halves(record.available_low, record.available_high)
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def frozen(record):
+    return from_halves(record.frozen_low, record.frozen_high)
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def change_available(state, row, change):
+    """Add to a row's available money and to its asset's total."""
+    record = state.balances[row]
+    asset = state.assets[record.asset_id]
+    zero = from_int64(0)
+    before = available(record)
+    after = before + change
+    record.available_low = low_half(after)
+    record.available_high = high_half(after)
+    total = available(asset) + change
+    asset.available_low = low_half(total)
+    asset.available_high = high_half(total)
+    asset.available_count += int64(after != zero) - int64(before != zero)
+    if after < zero:
+        state.counters[DEFECT] = BALANCE_NEGATIVE
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def change_frozen(state, row, change):
+    """Add to a row's frozen money and to its asset's total."""
+    record = state.balances[row]
+    asset = state.assets[record.asset_id]
+    zero = from_int64(0)
+    before = frozen(record)
+    after = before + change
+    record.frozen_low = low_half(after)
+    record.frozen_high = high_half(after)
+    total = frozen(asset) + change
+    asset.frozen_low = low_half(total)
+    asset.frozen_high = high_half(total)
+    asset.frozen_count += int64(after != zero) - int64(before != zero)
+    if after < zero:
+        state.counters[DEFECT] = BALANCE_NEGATIVE
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def held(state, row):
+    """Available and frozen together."""
+    record = state.balances[row]
+    return available(record) + frozen(record)

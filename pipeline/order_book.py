@@ -1,0 +1,251 @@
+"""Resting orders: a pool of slots, first in first out within a price level, found by id, listed by (user, market).
+
+Only limit orders rest. A slot is taken for every arriving order; one that does not rest gives it back at once.
+"""
+from numba import int64, njit, uint64
+
+from pipeline.price_levels import add_level, find_level, level_key, remove_level
+from pipeline.state import (
+    DEFECT, FREE_ORDER, LEVEL_AMOUNT_NEGATIVE, NEW_ORDER, NONE, ORDER_INDEX_MISSING, ORDERS, POOL_EMPTY,
+    USER_LIST_MISSING)
+from shm.int128 import folded_product, from_halves, from_int64, high_half, low_half
+
+HASH_FACTOR = 0x9E3779B97F4A7C15
+KEY_USED = 1 << 63
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def side_index_of(market_id, side):
+    return int64(market_id) * 2 + int64(side) - 1
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def take_slot(state):
+    counters = state.counters
+    slot = counters[FREE_ORDER]
+    if slot != NONE:
+        counters[FREE_ORDER] = state.orders[slot].next
+        return slot
+    slot = counters[NEW_ORDER]
+    if slot >= len(state.orders):
+        counters[DEFECT] = POOL_EMPTY
+        return 0
+    counters[NEW_ORDER] = slot + 1
+    return slot
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def give_slot(state, slot):
+    state.orders[slot].next = state.counters[FREE_ORDER]
+    state.counters[FREE_ORDER] = slot
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def amount_of(record):
+    """The 128-bit sum of a level or a side, in lots."""
+    return from_halves(record.amount_low, record.amount_high)
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def add_amount(record, change):
+    total = amount_of(record) + change
+    record.amount_low = low_half(total)
+    record.amount_high = high_half(total)
+    return total
+
+
+# The index from order id to slot: linear probing, at most half full, deletion by shifting back.
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def id_home(order_id, mask):
+    """Eight ids in a row are neighbours, so new orders find their cells in the cache; the eights are spread."""
+    spread = (uint64(order_id) >> uint64(3)) * uint64(HASH_FACTOR) >> uint64(20)
+    return int64(spread << uint64(3) | uint64(order_id) & uint64(7)) & mask
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def find_order(state, order_id):
+    """The slot of a resting order, or NONE."""
+    if order_id == 0:
+        return NONE
+    index = state.order_index
+    mask = len(index) - 1
+    cell = id_home(order_id, mask)
+    while index[cell].order_id != 0:
+        if index[cell].order_id == order_id:
+            return index[cell].slot
+        cell = (cell + 1) & mask
+    return NONE
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def index_order(state, order_id, slot):
+    index = state.order_index
+    mask = len(index) - 1
+    cell = id_home(order_id, mask)
+    while index[cell].order_id != 0:
+        cell = (cell + 1) & mask
+    index[cell].order_id = order_id
+    index[cell].slot = slot
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def forget_order(state, order_id):
+    index = state.order_index
+    mask = len(index) - 1
+    hole = id_home(order_id, mask)
+    while index[hole].order_id != order_id:
+        if index[hole].order_id == 0:
+            state.counters[DEFECT] = ORDER_INDEX_MISSING
+            return
+        hole = (hole + 1) & mask
+    cell = (hole + 1) & mask
+    while index[cell].order_id != 0:
+        home = id_home(index[cell].order_id, mask)
+        if ((cell - home) & mask) >= ((cell - hole) & mask):
+            index[hole].order_id = index[cell].order_id
+            index[hole].slot = index[cell].slot
+            hole = cell
+        cell = (cell + 1) & mask
+    index[hole].order_id = 0
+
+
+# The orders of each (user, market), newest first.
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def list_key(user_id, market_id):
+    return uint64(KEY_USED) | (uint64(user_id) << uint64(16)) | uint64(market_id)
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def list_home(key, mask):
+    """A user's markets are neighbours."""
+    return int64(folded_product(key >> uint64(16), uint64(HASH_FACTOR)) + (key & uint64(0xFFFF))) & mask
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def list_cell(user_lists, key):
+    mask = len(user_lists) - 1
+    cell = list_home(key, mask)
+    while user_lists[cell].key != key and user_lists[cell].key != 0:
+        cell = (cell + 1) & mask
+    return cell
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def add_to_list(state, slot):
+    order = state.orders[slot]
+    key = list_key(order.user_id, order.market_id)
+    cell = state.user_lists[list_cell(state.user_lists, key)]
+    if cell.key == 0:
+        cell.key = key
+        cell.head = NONE
+        cell.count = 0
+    order.newer = NONE
+    order.older = cell.head
+    if cell.head != NONE:
+        state.orders[cell.head].newer = slot
+    cell.head = slot
+    cell.count += 1
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def remove_from_list(state, slot):
+    order = state.orders[slot]
+    user_lists = state.user_lists
+    hole = list_cell(user_lists, list_key(order.user_id, order.market_id))
+    if user_lists[hole].key == 0:
+        state.counters[DEFECT] = USER_LIST_MISSING
+        return
+    if order.newer != NONE:
+        state.orders[order.newer].older = order.older
+    else:
+        user_lists[hole].head = order.older
+    if order.older != NONE:
+        state.orders[order.older].newer = order.newer
+    user_lists[hole].count -= 1
+    if user_lists[hole].count > 0:
+        return
+    mask = len(user_lists) - 1
+    cell = (hole + 1) & mask
+    while user_lists[cell].key != 0:
+        home = list_home(user_lists[cell].key, mask)
+        if ((cell - home) & mask) >= ((cell - hole) & mask):
+            user_lists[hole].key = user_lists[cell].key
+            user_lists[hole].head = user_lists[cell].head
+            user_lists[hole].count = user_lists[cell].count
+            hole = cell
+        cell = (cell + 1) & mask
+    user_lists[hole].key = 0
+
+
+# Onto the book and off it.
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def rest(state, slot):
+    """Put an order at the end of its price level."""
+    order = state.orders[slot]
+    side_index = side_index_of(order.market_id, order.side)
+    key = level_key(order.side, order.price)
+    level = find_level(state, side_index, key)
+    if level == NONE:
+        level = add_level(state, side_index, key, order.price)
+    record = state.levels[level]
+    order.level = level
+    order.next = NONE
+    order.previous = record.tail
+    if record.tail != NONE:
+        state.orders[record.tail].next = slot
+    else:
+        record.head = slot
+    record.tail = slot
+    record.count += 1
+    left = from_int64(order.left)
+    add_amount(record, left)
+    side = state.sides[side_index]
+    add_amount(side, left)
+    side.count += 1
+    state.counters[ORDERS] += 1
+    index_order(state, order.order_id, slot)
+    add_to_list(state, slot)
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def reduce_resting(state, slot, amount):
+    """Take `amount` lots off a resting order that a deal has filled by as much."""
+    order = state.orders[slot]
+    order.left -= amount
+    change = -from_int64(amount)
+    if add_amount(state.levels[order.level], change) < from_int64(0):
+        state.counters[DEFECT] = LEVEL_AMOUNT_NEGATIVE
+    add_amount(state.sides[side_index_of(order.market_id, order.side)], change)
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def leave(state, slot):
+    """Take an order off the book, whatever is left of it, and free its slot."""
+    order = state.orders[slot]
+    level = order.level
+    record = state.levels[level]
+    if order.previous != NONE:
+        state.orders[order.previous].next = order.next
+    else:
+        record.head = order.next
+    if order.next != NONE:
+        state.orders[order.next].previous = order.previous
+    else:
+        record.tail = order.previous
+    record.count -= 1
+    change = -from_int64(order.left)
+    amount = add_amount(record, change)
+    side = state.sides[side_index_of(order.market_id, order.side)]
+    add_amount(side, change)
+    side.count -= 1
+    state.counters[ORDERS] -= 1
+    if record.count == 0:
+        if amount != from_int64(0):
+            state.counters[DEFECT] = LEVEL_AMOUNT_NEGATIVE
+        remove_level(state, level, level_key(order.side, order.price))
+    forget_order(state, order.order_id)
+    remove_from_list(state, slot)
+    give_slot(state, slot)

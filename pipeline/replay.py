@@ -1,0 +1,93 @@
+"""Re-running the journal: records of a segment file through the core, as they were applied the first time."""
+from numba import int64, njit
+
+from pipeline.core import apply
+from pipeline.lookahead import FIRST, SECOND, THIRD, fetch_cells, fetch_neighbours, fetch_orders
+from pipeline.state import DEFECT, SEQUENCE
+from shm.records import COMMAND, JOURNAL, LIMITS, STAMP_BYTES, Kind
+
+SLOT_WORDS = JOURNAL.itemsize // 8
+STAMP_WORDS = STAMP_BYTES // 8
+COMMAND_WORDS = COMMAND.itemsize // 8
+BODY_WORDS = SLOT_WORDS - STAMP_WORDS
+assert BODY_WORDS == COMMAND_WORDS - 1  # all but the request id
+SET_LIMITS = int(Kind.SET_LIMITS)
+
+
+class ReplayDiverged(Exception):
+    """A journaled command had another outcome than the first time: journal and program do not belong together."""
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def take_record(inbox, slots, slot):
+    """Copy the command of the record at `slot` to the inbox."""
+    inbox.words[0] = 0
+    for word in range(BODY_WORDS):
+        inbox.words[1 + word] = slots[slot, STAMP_WORDS + word]
+    payload_words = (int64(inbox.command[0].payload_bytes) + 7) // 8
+    for word in range(payload_words):
+        inbox.words[COMMAND_WORDS + word] = slots[slot + 1 + word // SLOT_WORDS, word % SLOT_WORDS]
+
+
+@njit(cache=True, _nrt=False)
+def replay_span(state, inbox, out, records, slots, start, end, positions, generation):
+    """Apply the records in slots [start, end). `records` (JOURNAL) and `slots` (uint64) are the same memory.
+
+    `positions[gateway]` becomes the command ring position after its last record of this generation. Returns the slot
+    where it stopped: `end`, or a record that changed nothing or got another sequence.
+    """
+    slot = start
+    while slot < end:
+        if slot + FIRST < end:
+            fetch_cells(state, records[slot + FIRST])
+            fetch_orders(state, records[slot + SECOND])
+            fetch_neighbours(state, records[slot + THIRD])
+        record = records[slot]
+        take_record(inbox, slots, slot)
+        changed = apply(state, inbox, out, record.time_ns)
+        if not changed or state.counters[SEQUENCE] != record.sequence or state.counters[DEFECT] != 0:
+            return slot
+        if record.generation == generation and record.gateway < len(positions):
+            positions[record.gateway] = record.position
+        slot += record.record_slots
+    return slot
+
+
+@njit(cache=True, _nrt=False)
+def largest_limits(records, slots, start, end, limits):
+    """Raise `limits` (int64: the words of a LIMITS record) to what the SET_LIMITS records in [start, end) ask for."""
+    slot = start
+    while slot < end:
+        if records[slot].kind == SET_LIMITS:
+            for word in range(len(limits)):
+                limits[word] = max(limits[word], int64(slots[slot + 1, word]))
+        slot += records[slot].record_slots
+
+
+def limits_in(journal, limits):
+    """The LIMITS record that has the largest of each capacity in `limits` and in the journal."""
+    words = limits.reshape(1).view("<i8").copy()
+    for span in journal.spans:
+        slots = span.slots
+        largest_limits(slots.reshape(-1).view(JOURNAL), slots, span.start_slot, span.end_slot, words)
+    return words.view(LIMITS)[0]
+
+
+def replay(replica, journal, positions, generation):
+    """Apply the whole journal to a fresh replica.
+
+    Raises ReplayDiverged naming file, offset and sequence.
+    """
+    for span in journal.spans:
+        slots = span.slots
+        records = slots.reshape(-1).view(JOURNAL)
+        stopped = replay_span(replica.state, replica.inbox, replica.out, records, slots, span.start_slot,
+                              span.end_slot, positions, generation)
+        if stopped != span.end_slot:
+            raise ReplayDiverged(
+                f"{span.path} slot {stopped}: the command of sequence {records[stopped]['sequence']} does not have the"
+                f" outcome it had (result {replica.out.header[0]['result']}, defect {replica.state.counters[DEFECT]}):"
+                " the journal was written by another version or was changed; restore both from one copy")
+
+
+assert LIMITS.itemsize % 8 == 0

@@ -1,0 +1,123 @@
+"""What every process of the exchange does alike: die with its parent, stop on a signal, hold its role's lock, attach
+the shared memory (or make it anew where nobody uses it), and keep its page of counters.
+"""
+import ctypes
+import fcntl
+import os
+import signal
+import sys
+import time
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+
+from shm import role_lock, segments
+from shm.fatal_log import fatal
+from shm.segments import CounterWord, SegmentError
+
+PR_SET_PDEATHSIG = 1
+HEARTBEAT_SECONDS = 1.0
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+
+class Process:
+    """This process as a member of the exchange: `memory`, `counters` (its page), `stopping`."""
+
+    def __init__(self, name, role, data, sizes):
+        """Raises SystemExit with one sentence where the role is taken or the shared memory cannot be had."""
+        self.name, self.role, self.data = name, int(role), Path(data)
+        self.stopping = False
+        die_with_parent()
+        for number in _STOP_SIGNALS:
+            signal.signal(number, self._stop)
+        (self.data / "run").mkdir(parents=True, exist_ok=True)
+        try:
+            with _segments_lock(self.data):
+                self.memory = _attach_or_create(self.data, sizes, self.name)
+                self._lock = role_lock.take(self.data, name)
+        except (SegmentError, role_lock.RoleTaken) as problem:
+            fatal(self.data, name, str(problem))
+            sys.exit(1)
+        self.counters = self.memory.counters.words[self.role]
+        self.counters[:] = 0
+        self.counters[CounterWord.PID] = os.getpid()
+        self.counters[CounterWord.STARTED_NS] = time.time_ns()
+        self.beat()
+
+    def _stop(self, _number, _frame):
+        self.stopping = True
+
+    def beat(self):
+        """Show the watcher that this process is alive: at least once a second."""
+        self.counters[CounterWord.HEARTBEAT_NS] = time.monotonic_ns()
+
+    def ready(self):
+        """Show that this process serves."""
+        self.counters[CounterWord.READY] = 1
+
+    def defect(self, text):
+        """A broken invariant: say it on the fatal path and end at once, so that restart and replay repair it."""
+        fatal(self.data, self.name, text)
+        os._exit(70)
+
+
+def die_with_parent():
+    """Be stopped when the parent ends: no orphan keeps a share of the port."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit("the parent ended while this process started")
+
+
+def instance_of(data):
+    """The data directory's instance id; a new directory gets one."""
+    path = Path(data) / "instance"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return uuid.UUID(path.read_text().strip())
+    except FileNotFoundError:
+        path.write_text(f"{uuid.uuid4()}\n")
+        return uuid.UUID(path.read_text().strip())
+
+
+@contextmanager
+def _segments_lock(data):
+    with open(data / "run" / "segments", "w", encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _attach_or_create(data, sizes, name):
+    """All segments as they are, or all anew in one generation where one is missing or of another kind.
+
+    Anew only when no process holds a role: those alive still use the old ones.
+    """
+    instance = instance_of(data)
+    try:
+        return segments.attach(instance, sizes)
+    except SegmentError as problem:
+        others = role_lock.holders(data)
+        others.pop("exchange", None)  # the launcher uses no segment
+        if others:
+            raise SegmentError(
+                f"{problem}, and {', '.join(f'{role} (process {pid})' for role, pid in others.items())} still"
+                " run on the old ones: stop the exchange and start it again") from None
+        generation = _next_generation(data)
+        memory = segments.create(instance, sizes, generation)
+        print(f"{name}: {problem}; all segments made anew, generation {generation}", file=sys.stderr, flush=True)
+        return memory
+
+
+def _next_generation(data):
+    """A generation above every earlier one of this instance, on disk before it is used; the clock keeps it above even
+    where the file is lost."""
+    path = data / "generation"
+    last = int(path.read_text()) if path.exists() else 0
+    generation = max(last + 1, int(time.time()))
+    temporary = path.with_suffix(".new")
+    with open(temporary, "w", encoding="ascii") as file:
+        file.write(f"{generation}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return generation

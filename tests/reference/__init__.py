@@ -1,0 +1,1 @@
+"""The exchange in plain Python and exact decimals: the oracle the fast core is compared with."""

@@ -1,0 +1,379 @@
+"""The gateway's side of the rings, step by step against a core; then whole processes over sockets."""
+import asyncio
+import os
+import random
+import threading
+import time
+import uuid
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from gateways.bridge import Bridge, MatcherGone, ServiceTimeout, ServiceUnavailable
+from gateways.messages import Reply, make_command
+from pipeline.replica import Replica
+from shm import configuration, doorbell, segments
+from shm.records import COMMAND, REPLY_SLOT_BYTES, Kind, Result
+from shm.ring import copy_in, copy_out
+from shm.segments import CommandWord, CounterWord, JournalWord, ReplyWord, RingSizes, Role, SleeperWord
+
+SETTINGS = configuration.parse({
+    "limits": {"orders_max": 4096, "levels_max": 4096, "balances_max": 4096, "assets_max": 8, "markets_max": 8},
+    "assets": [{"name": "BTC", "prec_save": 16, "prec_show": 8}, {"name": "USD", "prec_save": 16, "prec_show": 2}],
+    "markets": [{"name": "BTCUSD", "stock": "BTC", "money": "USD", "stock_prec": 8, "money_prec": 2}],
+})
+TIMEOUT_MS = 400
+
+
+class Rings:
+    """Shared memory of one gateway, who it is, and a Bridge on it."""
+
+    def __init__(self, directory, **sizes):
+        self.instance = uuid.uuid4()
+        self.memory = segments.create(self.instance, RingSizes(**sizes), 1)
+        self.data, self.defects = directory, []
+        (directory / "run").mkdir()
+        self.memory.counters.words[Role.MATCHER, CounterWord.HEARTBEAT_NS] = time.monotonic_ns() + 3600 * 10**9
+        self.process = SimpleNamespace(
+            memory=self.memory, name="gateway-0", role=int(Role.GATEWAY), data=directory, stopping=False,
+            counters=self.memory.counters.words[Role.GATEWAY], beat=lambda: None, defect=self.defects.append)
+
+    def bridge(self):
+        return Bridge(self.process, 0, TIMEOUT_MS)
+
+
+@pytest.fixture
+def rings(tmp_path):
+    made = []
+
+    def make(**sizes):
+        made.append(Rings(tmp_path, **{
+            "command_slots": 64, "reply_slots": 128, "journal_slots": 128, "event_slots": 256, **sizes}))
+        return made[-1]
+    yield make
+    for each in made:
+        segments.unlink(each.instance)
+        assert not each.defects
+
+
+class Pipeline:
+    """Matcher and journaler of one gateway, a step at a time, with a real core between them."""
+
+    def __init__(self, rings):
+        self.replica = Replica.configured(SETTINGS)
+        self.commands, self.replies = rings.memory.commands, rings.memory.replies
+        self.sleepers = rings.memory.sleepers.words
+        self.bell = doorbell.open_bell(rings.data / "run", "gateway-0")
+        self.position = self.reply_end = 0
+        self.taken = []        # (COMMAND, payload)
+
+    def apply(self, count=10**9):
+        """The matcher applies what is published, at most `count` commands; nobody sees the replies yet."""
+        tail = int(self.commands.words[0, CommandWord.TAIL])
+        done = 0
+        while self.position < tail and done < count:
+            slots = np.zeros(44 * COMMAND.itemsize // 8, np.uint64)
+            copy_out(self.commands.slots[0], self.position, 1, slots)
+            number = int(slots[:24].view(COMMAND)[0]["slots"])
+            copy_out(self.commands.slots[0], self.position, number, slots)
+            command = slots[:24].view(COMMAND)[0]
+            payload = slots[24:].tobytes()[:command["payload_bytes"]]
+            self.taken.append((command.copy(), payload))
+            self.replica.apply(command, payload, time.time_ns())
+            self._write_reply(self.replica.reply_message())
+            self.position += number
+            done += 1
+        assert self.position <= tail
+        return done
+
+    def _write_reply(self, message):
+        number = -(-len(message) // REPLY_SLOT_BYTES)
+        free = self.replies.shape.capacity - (self.reply_end - int(self.replies.words[0, ReplyWord.HEAD]))
+        assert number <= free, "the matcher may never have to wait for a reply ring"
+        padded = message + bytes(number * REPLY_SLOT_BYTES - len(message))
+        copy_in(self.replies.slots[0], self.reply_end, np.frombuffer(padded, np.uint64), number)
+        self.reply_end += number
+
+    def free(self):
+        """The matcher lets the command slots go."""
+        self.commands.words[0, CommandWord.HEAD] = self.position
+        if self.commands.words[0, CommandWord.ROOM_WANTED]:
+            doorbell.ring(self.bell)
+
+    def release(self):
+        """The journaler shows the replies, then says so."""
+        self.replies.words[0, ReplyWord.TAIL] = self.reply_end
+        self.commands.words[0, CommandWord.RELEASED] = self.position
+        doorbell.ring_if_asleep(self.sleepers, int(Role.GATEWAY), self.bell)
+
+    def answer(self):
+        count = self.apply()
+        self.free()
+        self.release()
+        return count
+
+
+def deposit(user_id, business_id, detail=b"{}", amount=10**20):
+    return make_command(
+        Kind.UPDATE_BALANCE, payload=detail, user_id=user_id, reference=business_id, change_low=amount % 2**64,
+        change_high=amount >> 64, label=b"d", label_bytes=1)
+
+
+def book(limit):
+    return make_command(Kind.LIST_BOOK, limit, side=1, limit=limit)
+
+
+async def published(rings, count=1):
+    """Give the bridge ticks to write what was called, until `count` batches are published."""
+    while rings.process.counters[CounterWord.BATCHES] < count:
+        await asyncio.sleep(0)
+
+
+def attached(rings):
+    bridge = rings.bridge()
+    bridge.take_over()
+    bridge.attach(asyncio.get_running_loop())
+    return bridge
+
+
+def test_calls_of_one_tick_are_one_batch_and_each_gets_its_own_reply(rings):
+    memory = rings()
+    pipeline = Pipeline(memory)
+
+    async def run():
+        bridge = attached(memory)
+        calls = [asyncio.ensure_future(bridge.call(deposit(user, 1), user * 7)) for user in range(1, 11)]
+        await published(memory)
+        assert pipeline.apply() == 10
+        assert not any(call.done() for call in calls)
+        pipeline.free()
+        await asyncio.sleep(0.01)
+        assert not any(call.done() for call in calls), "a reply was seen before it was released"
+        pipeline.release()
+        replies = [Reply(message).header for message in await asyncio.gather(*calls)]
+        assert [reply.sequence for reply in replies] == sorted(reply.sequence for reply in replies)
+        assert all(reply.result == Result.OK and reply.kind == Kind.UPDATE_BALANCE for reply in replies)
+    asyncio.run(run())
+    counters = memory.process.counters
+    assert counters[CounterWord.RECORDS] == counters[CounterWord.LARGEST_BATCH] == 10
+    assert counters[CounterWord.BATCHES] == 1
+    for user, (command, payload) in enumerate(pipeline.taken, 1):
+        assert (command["user_id"], command["correlation_id"], payload) == (user, user * 7, b"{}")
+        assert abs(int(command["received_at_ns"]) - time.time_ns()) < 10**10
+
+
+def test_a_slow_matcher_is_never_given_more_than_its_replies_have_room_for(rings):
+    """Random commands with small and large replies and payloads, rings that wrap; the Pipeline asserts the room."""
+    memory = rings()
+    pipeline = Pipeline(memory)
+    chance = random.Random(7)
+
+    async def run():
+        bridge = attached(memory)
+
+        async def one(number):
+            await asyncio.sleep(chance.random() * 0.2)
+            detail = b"x" * chance.choice([2, 500, 3000, 8192])
+            kind = chance.random()
+            command = deposit(1, number, detail) if kind < 0.4 else book(chance.choice([0, 1, 20, 101]))
+            while True:
+                try:
+                    reply = Reply(await bridge.call(command, number))
+                except (ServiceUnavailable, ServiceTimeout):
+                    await asyncio.sleep(chance.random() * 0.2)
+                    continue
+                assert reply.header.kind == command.kind
+                return command
+
+        async def work():
+            while True:
+                pipeline.apply(chance.choice([1, 2, 5, 100]))
+                if chance.random() < 0.7:
+                    pipeline.free()
+                if chance.random() < 0.7:
+                    pipeline.release()
+                await asyncio.sleep(0.0005)
+        working = asyncio.ensure_future(work())
+        done = await asyncio.gather(*[one(number) for number in range(600)])
+        working.cancel()
+        assert len(done) == 600
+    asyncio.run(run())
+    details = [payload for command, payload in pipeline.taken if command["kind"] == Kind.UPDATE_BALANCE]
+    assert details and all(set(payload) <= {ord("x")} and len(payload) in (2, 500, 3000, 8192) for payload in details)
+    assert memory.process.counters[CounterWord.FULL] > 0
+
+
+def test_without_room_a_call_waits_a_bounded_time_and_is_not_written(rings):
+    memory = rings()
+    pipeline = Pipeline(memory)
+
+    async def run():
+        bridge = attached(memory)
+        large = [asyncio.ensure_future(bridge.call(deposit(1, number, b"x" * 8192))) for number in range(2)]
+        started = asyncio.get_running_loop().time()
+        with pytest.raises(ServiceUnavailable) as refused:
+            await large[1]     # 44 of 64 slots each
+        assert 0.1 < asyncio.get_running_loop().time() - started < 0.39
+        assert refused.value.data["limit"] == {"rings.command_slots": 64, "rings.reply_slots": 128}
+        small = Reply(await answered(bridge.call(deposit(1, 9)), pipeline))
+        assert small.header.result == Result.OK
+        await large[0]
+    asyncio.run(run())
+    assert [int(command["reference"]) for command, _ in pipeline.taken] == [0, 9]
+
+
+async def answered(call, pipeline):
+    """The reply to the call, once the pipeline has answered it."""
+    task = asyncio.ensure_future(call)
+    while not task.done():
+        pipeline.answer()
+        await asyncio.sleep(0.001)
+    return await task
+
+
+def test_a_gateway_that_waits_for_room_is_rung_when_there_is_some(rings):
+    memory = rings()
+    pipeline = Pipeline(memory)
+
+    async def run():
+        bridge = attached(memory)
+        calls = [asyncio.ensure_future(bridge.call(deposit(1, number, b"x" * 8192))) for number in range(2)]
+        await published(memory)
+        await asyncio.sleep(0.01)
+        assert memory.memory.commands.words[0, CommandWord.ROOM_WANTED] == 1
+        pipeline.apply()
+        pipeline.free()        # rings, though no reply is released
+        await published(memory, 2)
+        assert memory.memory.commands.words[0, CommandWord.ROOM_WANTED] == 0
+        pipeline.answer()
+        await asyncio.gather(*calls)
+    asyncio.run(run())
+
+
+def test_a_reply_after_the_timeout_is_dropped_and_its_room_comes_back(rings):
+    memory = rings()
+    pipeline = Pipeline(memory)
+
+    async def run():
+        bridge = attached(memory)
+        started = asyncio.get_running_loop().time()
+        with pytest.raises(ServiceTimeout):
+            await bridge.call(book(101))
+        assert 0.39 < asyncio.get_running_loop().time() - started < 0.6
+        with pytest.raises(ServiceUnavailable):
+            await bridge.call(book(101))  # the first still holds its 76 of 128 slots
+        assert pipeline.answer() == 1
+        await asyncio.sleep(0.01)
+        reply = Reply(await answered(bridge.call(deposit(5, 1)), pipeline))
+        assert reply.header.kind == Kind.UPDATE_BALANCE
+        assert Reply(await answered(bridge.call(book(101)), pipeline)).header.kind == Kind.LIST_BOOK
+    asyncio.run(run())
+
+
+def test_a_new_gateway_waits_for_its_predecessors_commands_and_drops_their_replies(rings):
+    memory = rings()
+    pipeline = Pipeline(memory)
+
+    async def predecessor():
+        bridge = attached(memory)
+        calls = [asyncio.ensure_future(bridge.call(deposit(1, number))) for number in range(5)]
+        await published(memory)
+        assert not any(call.done() for call in calls)
+    asyncio.run(predecessor())
+    pipeline.apply(3)
+    pipeline.release()         # three of five
+    successor = memory.bridge()
+    taking_over = threading.Thread(target=successor.take_over)
+    taking_over.start()
+    taking_over.join(0.1)
+    assert taking_over.is_alive()
+    assert memory.memory.sleepers.words[Role.GATEWAY, SleeperWord.ASLEEP] == 1
+    assert pipeline.answer() == 2
+    taking_over.join(2)
+    assert not taking_over.is_alive()
+    replies = memory.memory.replies.words[0]
+    assert replies[ReplyWord.HEAD] == replies[ReplyWord.TAIL] == 5
+
+    async def go_on():
+        successor.attach(asyncio.get_running_loop())
+        reply = Reply(await answered(successor.call(book(1)), pipeline))
+        assert reply.header.kind == Kind.LIST_BOOK
+    asyncio.run(go_on())
+
+
+def test_a_starting_gateway_rings_the_matcher_whatever_the_flags_say(rings):
+    memory = rings()
+    bell = doorbell.open_bell(memory.data / "run", "matcher")
+    memory.bridge().take_over()
+    assert os.read(bell, 10) == b"\0"
+
+
+def test_a_journal_that_takes_no_writes_lets_reads_go_on(rings):
+    memory = rings()
+    pipeline = Pipeline(memory)
+    memory.memory.journal.words[0, JournalWord.REFUSING] = 28
+
+    async def run():
+        bridge = attached(memory)
+        with pytest.raises(ServiceUnavailable, match="No space left on device"):
+            await bridge.call(deposit(1, 1))
+        assert Reply(await answered(bridge.call(book(1)), pipeline)).header.result == Result.OK
+    asyncio.run(run())
+    assert len(pipeline.taken) == 1
+
+
+@pytest.mark.parametrize("pid, is_gone", [(0, True), (2**22 + 1, True), (os.getpid(), False)])
+def test_a_matcher_without_process_and_heartbeat_is_gone_but_one_that_only_hangs_is_waited_for(rings, pid, is_gone):
+    memory = rings()
+    matcher = memory.memory.counters.words[Role.MATCHER]
+    matcher[CounterWord.PID], matcher[CounterWord.HEARTBEAT_NS] = pid, time.monotonic_ns() - 3 * 10**9
+
+    async def run():
+        with pytest.raises(MatcherGone if is_gone else ServiceTimeout):
+            await attached(memory).call(book(1))
+    asyncio.run(run())
+    assert memory.memory.commands.words[0, CommandWord.TAIL] == (0 if is_gone else 1)
+
+
+def test_a_reply_to_nobodys_request_is_a_defect(rings):
+    memory = rings()
+    pipeline = Pipeline(memory)
+
+    async def run():
+        attached(memory)
+        pipeline.replica.apply(np.frombuffer(book(1).slots, COMMAND, 1)[0], b"", 1)
+        pipeline._write_reply(pipeline.replica.reply_message())
+        pipeline.release()
+        await asyncio.sleep(0.05)
+    asyncio.run(run())
+    assert "a reply to request 0, which is not in flight" in memory.defects.pop(0)
+    memory.defects.clear()
+
+
+def test_a_sleeping_gateway_misses_no_reply(rings):
+    """A pipeline in its own thread, asleep and awake at its own pace, against thousands of calls."""
+    memory = rings()
+    pipeline = Pipeline(memory)
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            pipeline.answer()
+    worker = threading.Thread(target=work)
+
+    async def run():
+        bridge = attached(memory)
+
+        async def client(first):
+            for number in range(first, first + 250):
+                reply = Reply(await bridge.call(deposit(1, number)))
+                assert reply.header.result == Result.OK
+        await asyncio.gather(*[client(index * 1000) for index in range(8)])
+    worker.start()
+    try:
+        asyncio.run(run())
+    finally:
+        stop.set()
+        worker.join()
+    assert len(pipeline.taken) == 2000

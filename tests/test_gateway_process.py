@@ -1,0 +1,323 @@
+"""Gateways as processes, with a real matcher and journaler behind them: what dies, stops or is in the way."""
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gateways.protocol import NOT_BUILT
+from shm import configuration, segments
+from shm.process import instance_of
+from shm.segments import CounterWord, Role
+from tests.launched import ROOT, free_port, wait_for
+from tests.test_protocol import CONFIG, RECORDINGS, body_of, comparable, read
+
+CACHE = ROOT / "build" / "kernels"   # kept between runs
+MODULES = {"journaler": "pipeline.journaler", "matcher": "pipeline.matcher", "gateway": "gateways.http"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled():
+    """Every process waits for its kernels; here they are compiled once, before any has to answer in time."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    compile_all = f"from shm import kernel_cache; kernel_cache.ensure_compiled({str(CACHE)!r})"
+    subprocess.run([sys.executable, "-c", compile_all], cwd=ROOT, check=True)
+
+
+class Exchange:
+    """Journaler, matcher and gateways of one data directory, without a supervisor: who dies stays dead."""
+
+    def __init__(self, data, config=CONFIG, **http):
+        self.data, self.config_file = Path(data), Path(data) / "exchange.toml"
+        self.settings = configuration.from_recording(config, http={"port": free_port(), **http}, cache={
+            "directory": str(CACHE)}, limits={"orders_max": 20_000, "levels_max": 20_000, "balances_max": 2_000})
+        self.data.mkdir(exist_ok=True)
+        configuration.write(self.settings, self.config_file)
+        self.running = {}
+
+    def start(self, name, *arguments):
+        kind, _, index = name.partition("-")
+        if index:
+            arguments = ("--index", index, *arguments)
+        with open(self.data / f"{name}.out", "a", encoding="utf-8") as output:
+            self.running[name] = subprocess.Popen(
+                [sys.executable, "-m", MODULES[kind], "--config", self.config_file, "--data", self.data, *arguments],
+                cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        return self.running[name]
+
+    def start_all(self):
+        for name in ("journaler", "matcher", *(f"gateway-{index}" for index in range(self.settings.http.gateways))):
+            self.start(name)
+        for name in self.running:
+            self.wait_ready(name)
+        return self
+
+    def wait_ready(self, name):
+        kind, _, index = name.partition("-")
+        role = Role[kind.upper()] + int(index or 0)
+        process = self.running[name]
+
+        def is_ready():
+            assert process.poll() is None, self.said(name)
+            try:
+                memory = segments.attach(instance_of(self.data), self.settings.rings, write=False)
+            except segments.SegmentError:
+                return False
+            page = memory.counters.words[role]
+            return page[CounterWord.PID] == process.pid and page[CounterWord.READY] == 1
+        wait_for(is_ready, f"{name} is ready")
+
+    def said(self, name):
+        return (self.data / f"{name}.out").read_text(encoding="utf-8")
+
+    def fatal_lines(self):
+        path = self.data / "log" / "fatal.log"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+    def signal(self, name, number):
+        os.kill(self.running[name].pid, number)
+
+    def kill(self, name):
+        self.running[name].kill()
+        self.running[name].wait()
+
+    def stop(self):
+        """Tell all to stop, in order; {name: exit code}."""
+        codes = {}
+        for name in sorted(self.running, key=lambda name: list(MODULES).index(name.partition("-")[0]), reverse=True):
+            process = self.running.pop(name)
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
+            codes[name] = process.wait(20)
+        return codes
+
+    def client(self):
+        return http.client.HTTPConnection("127.0.0.1", self.settings.http.port, timeout=10)
+
+    def ask(self, method, *params, client=None):
+        """(status, document) of a call; the document of an empty body is None."""
+        connection = client or self.client()
+        connection.request("POST", "/", json.dumps({"id": 1, "method": method, "params": params}))
+        answer = connection.getresponse()
+        body = answer.read()
+        if client is None:
+            connection.close()
+        return answer.status, json.loads(body) if body else None
+
+    def available(self, user, asset):
+        return self.ask("balance.query", user, asset)[1]["result"][asset]["available"]
+
+
+@contextmanager
+def exchange_at(data, *arguments, **http):
+    exchange = Exchange(data, *arguments, **http)
+    try:
+        yield exchange.start_all()
+    finally:
+        for process in exchange.running.values():
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        segments.unlink(instance_of(exchange.data))
+
+
+@pytest.fixture
+def exchange(tmp_path):
+    with exchange_at(tmp_path / "data") as made:
+        yield made
+
+
+@pytest.mark.parametrize("name", ["h04_put_limit_validation", "h12_protocol", "h16_strings", "q05_prec_zero"])
+def test_recordings_are_answered_through_all_processes(tmp_path, name):
+    config, lines = read(RECORDINGS / f"{name}.jsonl")
+    with exchange_at(tmp_path / "data", config) as exchange:
+        client, compared = exchange.client(), 0
+        for line in lines:
+            if isinstance(line["request"], dict) and line["request"].get("method") in NOT_BUILT:
+                continue
+            client.request(line.get("verb", "POST"), line.get("path", "/"), body_of(line), line.get("headers", {}))
+            answer = client.getresponse()
+            body = answer.read()
+            assert answer.status == line["status"], line
+            assert comparable(json.loads(body) if body else "") == comparable(line["response"]), line
+            compared += 1
+        assert compared > 30
+        assert exchange.stop() == {"gateway-0": 0, "matcher": 0, "journaler": 0}
+        assert exchange.fatal_lines() == []
+
+
+def test_clients_in_parallel_each_get_their_own_answers(exchange):
+    def trade(user):
+        client = exchange.client()
+        for number in range(50):
+            status, document = exchange.ask("balance.update", user, "BTC", "d", number, "1", {}, client=client)
+            assert (status, document["error"]) == (200, None)
+            assert exchange.ask("balance.query", user, "BTC", client=client)[1]["result"]["BTC"]["available"] \
+                == str(number + 1)
+        done.append(user)
+    done = []
+    threads = [threading.Thread(target=trade, args=(user,)) for user in range(1, 17)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(done) == list(range(1, 17))
+
+
+def test_a_gateway_told_to_stop_answers_what_is_on_its_way_and_ends_with_0(exchange):
+    client = exchange.client()
+    exchange.ask("asset.list", client=client)
+    exchange.signal("matcher", signal.SIGSTOP)
+    client.request("POST", "/", json.dumps(
+        {"id": 5, "method": "balance.update", "params": [1, "BTC", "d", 1, "1", {}]}))
+    time.sleep(0.1)
+    exchange.signal("gateway-0", signal.SIGTERM)
+    time.sleep(0.1)
+    with pytest.raises(ConnectionRefusedError):
+        exchange.client().connect()
+    exchange.signal("matcher", signal.SIGCONT)
+    answer = client.getresponse()
+    assert answer.status == 200 and answer.getheader("Connection") == "close"
+    assert json.loads(answer.read())["result"] == {"status": "success"}
+    assert exchange.running["gateway-0"].wait(5) == 0
+
+
+def test_an_idle_gateway_stops_at_once(exchange):
+    with_open_connection = exchange.client()
+    exchange.ask("asset.list", client=with_open_connection)
+    started = time.monotonic()
+    exchange.signal("gateway-0", signal.SIGTERM)
+    assert exchange.running["gateway-0"].wait(5) == 0
+    assert time.monotonic() - started < 0.8
+
+
+def test_a_matcher_that_hangs_is_504_and_what_was_sent_is_executed_once(exchange):
+    client = exchange.client()
+    exchange.ask("asset.list", client=client)
+    exchange.signal("matcher", signal.SIGSTOP)
+    started = time.monotonic()
+    status, document = exchange.ask("balance.update", 1, "BTC", "d", 1, "5", {}, client=client)
+    assert 0.9 < time.monotonic() - started < 2
+    assert status == 504 and document["error"]["code"] == 5 and document["error"]["message"] == "service timeout"
+    exchange.signal("matcher", signal.SIGCONT)
+    assert exchange.available(1, "BTC") == "5"
+    assert exchange.ask("balance.update", 1, "BTC", "d", 1, "5", {}, client=client)[1]["error"]["code"] == 10
+
+
+def test_without_a_matcher_it_is_500_and_when_one_comes_back_all_is_well(exchange):
+    client = exchange.client()
+    exchange.ask("balance.update", 1, "BTC", "d", 1, "5", {}, client=client)
+    exchange.kill("matcher")
+    assert exchange.ask("asset.list", client=client)[0] == 504  # one that died just now may come back
+    wait_for(lambda: exchange.ask("asset.list", client=client) == (500, None), "500")
+    exchange.start("matcher")
+    exchange.wait_ready("matcher")
+    assert exchange.ask("balance.query", 1, "BTC", client=client)[1]["result"]["BTC"]["available"] == "5"
+    assert exchange.running["gateway-0"].poll() is None
+
+
+def test_a_request_during_a_restart_of_the_matcher_waits_for_it(exchange):
+    exchange.ask("balance.update", 1, "BTC", "d", 1, "5", {})
+    exchange.kill("matcher")
+    asked = []
+    thread = threading.Thread(target=lambda: asked.append(exchange.ask("balance.query", 1, "BTC")))
+    thread.start()
+    exchange.start("matcher")
+    thread.join()
+    status, document = asked[0]
+    assert status in (200, 504)
+    if status == 200:
+        assert document["result"]["BTC"]["available"] == "5"
+    wait_for(lambda: exchange.ask("asset.list")[0] == 200, "service again")
+
+
+def test_a_killed_gateway_comes_back_and_its_commands_ran_once(exchange):
+    exchange.ask("asset.list")
+    exchange.signal("matcher", signal.SIGSTOP)
+    clients = [exchange.client() for _ in range(20)]
+    for user, client in enumerate(clients, 1):
+        client.request("POST", "/", json.dumps(
+            {"id": 5, "method": "balance.update", "params": [user, "BTC", "d", 1, "1", {}]}))
+    time.sleep(0.2)
+    exchange.kill("gateway-0")
+    exchange.start("gateway-0")
+    time.sleep(0.5)
+    with pytest.raises(ConnectionRefusedError):  # it waits for what its predecessor wrote
+        exchange.client().connect()
+    exchange.signal("matcher", signal.SIGCONT)
+    exchange.wait_ready("gateway-0")
+    assert [exchange.available(user, "BTC") for user in range(1, 21)] == ["1"] * 20
+    assert exchange.ask("balance.update", 1, "BTC", "d", 1, "1", {})[1]["error"]["code"] == 10
+
+
+def test_a_gateway_without_matcher_waits_and_stops_when_told(tmp_path):
+    exchange = Exchange(tmp_path / "data")
+    try:
+        exchange.start("gateway-0")
+        wait_for(lambda: (exchange.data / "run" / "gateway-0.bell").exists(), "its bell")
+        time.sleep(0.5)
+        assert exchange.running["gateway-0"].poll() is None
+        with pytest.raises(ConnectionRefusedError):
+            exchange.client().connect()
+        assert exchange.stop() == {"gateway-0": 0}
+    finally:
+        segments.unlink(instance_of(exchange.data))
+
+
+def test_two_gateways_share_the_port(tmp_path):
+    with exchange_at(tmp_path / "data", gateways=2) as exchange:
+        def served():
+            memory = segments.attach(instance_of(exchange.data), exchange.settings.rings, write=False)
+            return [int(memory.counters.words[Role.GATEWAY + index, CounterWord.RECORDS]) for index in (0, 1)]
+
+        def both_serve():
+            exchange.ask("asset.list")
+            return min(served()) > 10
+        wait_for(both_serve, "both gateways serve")
+        assert exchange.stop() == {"gateway-0": 0, "gateway-1": 0, "matcher": 0, "journaler": 0}
+
+
+def test_a_port_that_is_taken_is_one_sentence_with_a_remedy(exchange, tmp_path):
+    other = Exchange(tmp_path / "other", port=exchange.settings.http.port)
+    try:
+        for name in ("journaler", "matcher", "gateway-0"):
+            other.start(name)
+        assert other.running["gateway-0"].wait(20) == 1
+        port = exchange.settings.http.port
+        assert other.fatal_lines()[-1]["text"] == (
+            f"cannot listen on 127.0.0.1:{port}: Address already in use: stop what serves it, or choose another with"
+            " --http HOST:PORT")
+        other.stop()
+    finally:
+        segments.unlink(instance_of(other.data))
+    assert exchange.ask("asset.list")[0] == 200
+
+
+def test_a_second_gateway_of_one_index_names_the_first(exchange):
+    first = exchange.running["gateway-0"]
+    second = exchange.start("gateway-0", "--http", f"127.0.0.1:{free_port()}")
+    assert second.wait(20) == 1
+    assert f"gateway-0 already runs on {exchange.data} as process {first.pid}" in exchange.said("gateway-0")
+    exchange.running["gateway-0"] = first
+    assert exchange.ask("asset.list")[0] == 200
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (("--index", "1"), "--index must be from 0 to 0, as [http] gateways says"),
+    (("--index", "0", "--http", "nowhere"), "must be HOST:PORT"),
+    (("--index", "0", "--config", "missing.toml"), "there is no file"),
+])
+def test_what_cannot_be_started_says_why(tmp_path, arguments, words):
+    exchange = Exchange(tmp_path / "data")
+    ended = subprocess.run([sys.executable, "-m", "gateways.http", "--config", exchange.config_file, "--data",
+                            exchange.data, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert words in ended.stderr and "Traceback" not in ended.stderr

@@ -1,0 +1,1 @@
+"""Commands for operators and engineers: launcher, replay, feed, conformance, kill test, bench."""
