@@ -19,19 +19,19 @@ from tornado.httputil import (
     ResponseStartLine,
     responses,
 )
-from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_sockets
 
 from shm import configuration, kernel_cache
 from shm.configuration import ConfigurationError
 from shm.fatal_log import fatal
 from shm.kernel_cache import CompilationFailed
-from shm.process import HEARTBEAT_SECONDS, Process
+from shm.process import HEARTBEAT_SECONDS, Process, die_with_parent
 from shm.segments import Role
 
 HEADER_BYTES_MAX = 80 * 1024
 IDLE_SECONDS_MAX = 3600        # of a kept connection
 READ_AWAY_FACTOR = 16          # times body_bytes_max of a body too large are read, so that its sender hears why
+LAST_WRITE_SECONDS_MAX = 5.0   # for a client to take its last answer
 STOP_SECONDS = 1.0             # beyond the timeout, for the answers on their way
 MATCHER_PAUSE_SECONDS = 0.1    # between looks for a matcher at start
 LENGTH_DIGITS_MAX = 20         # of a Content-Length; Tornado hangs up on a longer one
@@ -68,14 +68,11 @@ class Server(HTTPServerConnectionDelegate):
         if close:
             headers["Connection"] = "close"
         line = ResponseStartLine("HTTP/1.1", answer.status, responses[answer.status])
-        try:
-            written = connection.write_headers(line, headers, answer.body)
-            connection.finish()
-            if close:
-                await written
-                connection.close()
-        except StreamClosedError:
-            pass               # the client has gone
+        written = connection.write_headers(line, headers, answer.body)  # a client that has gone is no error
+        connection.finish()
+        if close:
+            await asyncio.wait({written}, timeout=LAST_WRITE_SECONDS_MAX)
+            connection.close()
 
     def _now(self):
         second = int(time.time())
@@ -106,7 +103,8 @@ class _Message(HTTPMessageDelegate):
             self._refuse_far_too_large(self._body_bytes)
 
     def finish(self):
-        self._server.start(self._answer())
+        if not self._is_answered:
+            self._server.start(self._answer())
 
     async def _answer(self):
         answers, body_bytes_max = self._server.answers, self._server.body_bytes_max
@@ -186,6 +184,7 @@ def _address(bound):
 
 
 def main(argv=None):
+    die_with_parent()
     parser = argparse.ArgumentParser(prog="gateways.http", description="Serves the exchange's HTTP interface.")
     parser.add_argument("--config", required=True, help="the configuration, a TOML file")
     parser.add_argument("--data", required=True, help="the data directory")

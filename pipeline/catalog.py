@@ -6,11 +6,30 @@ from numba import int64, njit
 
 from pipeline.matching import refuse
 from pipeline.state import (
-    ASSETS, ASSETS_MAX, BALANCES, BALANCES_MAX, CATALOG_VERSION, LEVELS, LEVELS_MAX, MARKETS, MARKETS_MAX, ORDERS,
-    ORDERS_MAX, RULES, RULES_VERSION)
+    ASSETS,
+    ASSETS_MAX,
+    BALANCES,
+    BALANCES_MAX,
+    CATALOG_VERSION,
+    LEVELS,
+    LEVELS_MAX,
+    MARKETS,
+    MARKETS_MAX,
+    ORDERS,
+    ORDERS_MAX,
+    RULES,
+    RULES_VERSION,
+)
 from shm.int128 import divide, from_int64, high_half, low_half
 from shm.records import (
-    ASSET_NAME_BYTES_MAX, INT64_MAX, MARKET_NAME_BYTES_MAX, MONEY_DECIMALS, WHOLE_UNITS_MAX, Field, Result)
+    ASSET_NAME_BYTES_MAX,
+    INT64_MAX,
+    MARKET_NAME_BYTES_MAX,
+    MONEY_DECIMALS,
+    WHOLE_UNITS_MAX,
+    Field,
+    Result,
+)
 
 INVALID = int(Result.INVALID)
 FULL = int(Result.FULL)

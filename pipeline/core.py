@@ -2,27 +2,59 @@
 
 A command that changed the state gets the next sequence; a read or a refusal changes nothing and gets none.
 """
-from typing import NamedTuple
-
-import numpy as np
 from numba import int64, njit, uint64
 
 from pipeline.catalog import add_asset, add_market, set_limits
 from pipeline.digest import fold_words
 from pipeline.idempotency import has_room, is_known, remember
+from pipeline.inbox import label_word
 from pipeline.ledger import available, change_available, find_balance, frozen, open_balance
 from pipeline.matching import cancel_order, put_order, refuse
-from pipeline.output import next_event
+from pipeline.output import fold_events, next_event
 from pipeline.reads import (
-    find_pending, list_assets, list_book, list_depth, list_markets, list_pending, query_balance, summarize_assets,
-    summarize_markets)
+    find_pending,
+    list_assets,
+    list_book,
+    list_depth,
+    list_markets,
+    list_pending,
+    query_balance,
+    summarize_assets,
+    summarize_markets,
+)
 from pipeline.state import (
-    ASSETS, BALANCES, BALANCES_MAX, CATALOG_VERSION, EVENT_POSITION, KEYS, NONE, OUTPUT_DIGEST, SEQUENCE, TIME_NS)
+    ASSETS,
+    BALANCES,
+    BALANCES_MAX,
+    CATALOG_VERSION,
+    EVENT_POSITION,
+    EVENTS_FOLDED,
+    KEYS,
+    NONE,
+    OUTPUT_DIGEST,
+    SEQUENCE,
+    TIME_NS,
+)
 from shm.int128 import divide, from_halves, from_int64, high_half, low_half
 from shm.records import (
-    ASSET, ASSET_SUMMARY, BALANCE_ROW, COMMAND, COMMAND_SLOTS_MAX, DEPTH_ROW, DETAIL_BYTES_MAX, FIRST_READ,
-    LABEL_BYTES_MAX, LIMITS, MARKET, MARKET_SUMMARY, ORDER, REPLY_HEADER, REPLY_SLOT_BYTES, WHOLE_UNITS_MAX, EventKind,
-    Field, Kind, Result)
+    ASSET,
+    ASSET_SUMMARY,
+    BALANCE_ROW,
+    DEPTH_ROW,
+    DETAIL_BYTES_MAX,
+    FIRST_READ,
+    LABEL_BYTES_MAX,
+    MARKET,
+    MARKET_SUMMARY,
+    ORDER,
+    REPLY_HEADER,
+    REPLY_SLOT_BYTES,
+    WHOLE_UNITS_MAX,
+    EventKind,
+    Field,
+    Kind,
+    Result,
+)
 
 OK = int(Result.OK)
 INVALID = int(Result.INVALID)
@@ -55,42 +87,11 @@ LIST_DEPTH = int(Kind.LIST_DEPTH)
 LIST_PENDING = int(Kind.LIST_PENDING)
 FIND_PENDING = int(Kind.FIND_PENDING)
 BALANCE_EVENT_KIND = int(EventKind.BALANCE)
-LABEL_WORD = COMMAND.fields["label"][1] // 8
-assert COMMAND.fields["label"][1] % 8 == 0
 HEADER_BYTES = REPLY_HEADER.itemsize
 HEADER_WORDS = HEADER_BYTES // 8
 ORDER_BYTES, BALANCE_BYTES, DEPTH_BYTES = ORDER.itemsize, BALANCE_ROW.itemsize, DEPTH_ROW.itemsize
 ASSET_BYTES, ASSET_SUMMARY_BYTES = ASSET.itemsize, ASSET_SUMMARY.itemsize
 MARKET_BYTES, MARKET_SUMMARY_BYTES = MARKET.itemsize, MARKET_SUMMARY.itemsize
-
-
-class Inbox(NamedTuple):
-    """One command, copied out of its ring or its journal record: private, so nobody changes it under our eyes."""
-    words: np.ndarray      # uint64: all its slots
-    command: np.ndarray    # COMMAND (1)
-    limits: np.ndarray     # LIMITS (1): the payload of SET_LIMITS
-    asset: np.ndarray      # ASSET (1): ... of ADD_ASSET
-    market: np.ndarray     # MARKET (1): ... of ADD_MARKET
-
-
-def make_inbox():
-    buffer = np.zeros(COMMAND_SLOTS_MAX * COMMAND.itemsize, np.uint8)
-    payload = buffer[COMMAND.itemsize:]
-    return Inbox(
-        words=buffer.view(np.uint64), command=buffer[:COMMAND.itemsize].view(COMMAND),
-        limits=payload[:LIMITS.itemsize].view(LIMITS), asset=payload[:ASSET.itemsize].view(ASSET),
-        market=payload[:MARKET.itemsize].view(MARKET))
-
-
-@njit(cache=True, _nrt=False, forceinline=True)
-def label_word(words, index, label_bytes):
-    """Eight bytes of the command's label, zero beyond its end."""
-    bytes_here = int64(label_bytes) - 8 * index
-    if bytes_here >= 8:
-        return words[LABEL_WORD + index]
-    if bytes_here <= 0:
-        return uint64(0)
-    return words[LABEL_WORD + index] & ((uint64(1) << uint64(8 * bytes_here)) - uint64(1))
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
@@ -125,7 +126,7 @@ def update_balance(state, out, inbox, sequence, time_ns):
     if change < zero:
         if row == NONE or available(state.balances[row]) < -change:
             return refuse(out, BALANCE_TOO_LOW, 0, 0)
-    elif available(asset) + frozen(asset) + change > most:
+    elif change > most - (available(asset) + frozen(asset)):  # their sum would not fit 128 bits
         return refuse(out, INVALID, FIELD_ASSET_TOTAL, WHOLE_UNITS_MAX)
     if not has_room(state):
         return refuse(out, FULL, FIELD_KEYS, counters[KEYS])
@@ -178,10 +179,10 @@ def apply(state, inbox, out, time_ns):
     header.kind = kind
     counters = state.counters
     sequence = counters[SEQUENCE] + 1
-    first_event = counters[EVENT_POSITION]
+    counters[EVENTS_FOLDED] = counters[EVENT_POSITION]
     payload = int64(0)
     if kind == PUT_LIMIT or kind == PUT_MARKET:
-        put_order(state, out, command, sequence, time_ns)
+        put_order(state, out, inbox, sequence, time_ns)
         payload = int64(header.rows) * ORDER_BYTES
     elif kind == CANCEL:
         cancel_order(state, out, command, sequence, time_ns)
@@ -196,11 +197,8 @@ def apply(state, inbox, out, time_ns):
     if changed:
         counters[SEQUENCE] = sequence
         counters[TIME_NS] = time_ns
-        digest = uint64(counters[OUTPUT_DIGEST])
-        digest = fold_words(digest, out.words, HEADER_WORDS, payload >> 3)
-        mask = len(out.event_words) - 1
-        for position in range(first_event, counters[EVENT_POSITION]):
-            digest = fold_words(digest, out.event_words[position & mask], 0, out.event_words.shape[1])
+        fold_events(state, out)
+        digest = fold_words(uint64(counters[OUTPUT_DIGEST]), out.words, HEADER_WORDS, payload >> 3)
         counters[OUTPUT_DIGEST] = int64(digest)
     header.sequence = counters[SEQUENCE]
     header.catalog_version = counters[CATALOG_VERSION]

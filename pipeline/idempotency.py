@@ -14,7 +14,8 @@ HASH_FACTOR = 0x9E3779B97F4A7C15
 
 @njit(cache=True, _nrt=False, forceinline=True)
 def key_hash(business_id, user_id, asset_id, label):
-    mixed = folded_product(business_id ^ uint64(HASH_FACTOR), (uint64(user_id) << uint64(16) | uint64(asset_id)) * uint64(2) + uint64(1))
+    owner = (uint64(user_id) << uint64(16) | uint64(asset_id)) * uint64(2) + uint64(1)
+    mixed = folded_product(business_id ^ uint64(HASH_FACTOR), owner)
     for word in range(4):
         mixed = folded_product(mixed ^ label[word], uint64(HASH_FACTOR))
     return mixed

@@ -76,15 +76,16 @@ class Journal:
         return kept
 
 
-def spans(directory, instance, from_sequence=1):
+def spans(directory, instance, from_sequence=1, progress=lambda: None):
     """The journal of this instance in a directory, as `Journal`; empty where there is none.
 
+    `progress` is called for each megabyte that was read, so that a process can show that it is alive.
     Raises JournalRefused for files that do not belong there, JournalDamaged where a synced record is missing.
     """
     runs, damage, highest = [], [], 0
     contents = [SegmentContent(segment) for segment in segments_of(directory, instance)]
     for content in contents:
-        found, known_synced = runs_of(content)
+        found, known_synced = runs_of(content, progress)
         highest = max(highest, known_synced)
         runs += [run for run in found if run.first_sequence]
         damage += [run for run in found if not run.first_sequence]

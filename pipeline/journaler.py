@@ -7,13 +7,14 @@ from shm import configuration, kernel_cache
 from shm.configuration import ConfigurationError
 from shm.fatal_log import fatal
 from shm.kernel_cache import CompilationFailed
-from shm.process import Process
+from shm.process import Process, die_with_parent
 from shm.segments import Role
 
-BROKEN_DISK_PAUSE_SECONDS = 1.0  # each start takes a new segment: a disk that fails must not be filled with them
+BROKEN_DISK_PAUSE_SECONDS = 1.0  # before the next journaler tries
 
 
 def main(argv=None):
+    die_with_parent()
     parser = argparse.ArgumentParser(prog="pipeline.journaler", description="Writes the journal, and lets out what is"
                                      " on disk.")
     parser.add_argument("--config", required=True, help="the configuration, a TOML file")
@@ -29,7 +30,12 @@ def main(argv=None):
 
     process = Process("journaler", Role.JOURNALER, options.data, settings.rings)
     try:
-        Journaler(process, settings.journal).run()
+        journaler = Journaler(process, settings.journal)
+        try:
+            journaler.run()
+        except OSError:
+            journaler.abandon()
+            raise
     except JournalRefused as refusal:
         fatal(process.data, process.name, str(refusal))
         sys.exit(1)

@@ -97,7 +97,7 @@ class Journaler:
         """Until the process is told to stop. Raises JournalRefused where the files may not be used."""
         signal.set_wakeup_fd(self._bell, warn_on_full_buffer=False)
         self.start()
-        self.process.counters[CounterWord.READY] = 1
+        self.process.ready()
         while not self.process.stopping:
             if not self.do_work():
                 self._sleep()
@@ -118,13 +118,14 @@ class Journaler:
             self._resume()
         else:
             self._open()
+        self.process.counters[CounterWord.SEQUENCE] = journal_word(self.words, SYNCED)
         self._look_after_room()
         for bell in (self._matcher_bell, self._publisher_bell, *self._gateway_bells.tolist()):
             doorbell.ring(bell)
 
     def _open(self):
         assert journal_word(self.words, CURSOR) == 0, "the journal ring holds records, but was never opened"
-        found = journal.spans(self._directory, self._instance)
+        found = self._read()
         for remains in found.remains:
             self._say(f"lost before it was synced, not part of the journal: {remains}")
         self._write_again(found, found.highest_known_synced + 1)
@@ -136,9 +137,12 @@ class Journaler:
         synced = journal_word(self.words, SYNCED)
         if self.settings.sync != "none" and synced < journal_word(self.words, FOLLOWABLE):
             # it ran with `none`: what left the ring is in files that nobody synced
-            self._write_again(journal.spans(self._directory, self._instance), synced + 1)
+            self._write_again(self._read(), synced + 1)
             self._publish_synced()
         self.span["end"], self.span["sequence"] = journal_word(self.words, HEAD), -1
+
+    def _read(self):
+        return journal.spans(self._directory, self._instance, progress=self.process.beat)
 
     def _write_again(self, found, sequence):
         """Write the records from `sequence` on to segments of this process, and sync them."""
@@ -149,6 +153,7 @@ class Journaler:
                 if behind > slot:
                     self.segment.append(slots[slot:behind].reshape(-1))
                     slot = behind
+                    self.process.beat()
                 else:
                     self._await_segment()
         if self.segment is not None:
@@ -174,6 +179,12 @@ class Journaler:
                     break
         self._finish_segment()
         self.next_segment.wait()
+
+    def abandon(self):
+        """After a failed write or sync: remove the segment at hand where nothing that left the ring is in it, so that
+        a broken disk is not filled with such segments."""
+        if self.segment is not None and not self.segment.ever_synced and self.settings.sync != "none":
+            self.segment.remove()
 
     # --- a span
 
@@ -309,9 +320,9 @@ class Journaler:
         if not self._short_of_room:
             self._short_of_room = True
             fatal(self.process.data, self.process.name,
-                  f"the next journal segment of {self.settings.segment_bytes} bytes cannot be made in {self._directory}:"
-                  f" {problem.strerror}; writes are refused once this one's room, {self._room_slots()} slots, is less"
-                  f" than {self._reserve_slots}: make room on that disk")
+                  f"the next journal segment of {self.settings.segment_bytes} bytes cannot be made in"
+                  f" {self._directory}: {problem.strerror}; writes are refused once this one's room,"
+                  f" {self._room_slots()} slots, is less than {self._reserve_slots}: make room on that disk")
 
     def _refuse(self, reason):
         """Tell the gateways why they may take no writes, an errno; 0: they may."""

@@ -8,8 +8,9 @@ from numba import typeof
 
 from pipeline import release, segment_content
 from pipeline.chain import chain_value
-from pipeline.core import apply_one, make_inbox
+from pipeline.core import apply_one
 from pipeline.digest import state_digest
+from pipeline.inbox import make_inbox
 from pipeline.output import make_output, private_output
 from pipeline.replay import largest_limits, replay_span
 from pipeline.sequencer import OWN_WORDS, Rings, apply_configuration, make_record, serve

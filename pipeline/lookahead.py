@@ -8,7 +8,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from pipeline.ledger import balance_key, balance_home
+from pipeline.ledger import balance_home, balance_key
 from pipeline.order_book import find_order, id_home, list_home, list_key
 from pipeline.state import MARKETS, NONE
 from shm.records import Kind, Side

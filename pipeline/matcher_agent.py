@@ -13,17 +13,29 @@ from pipeline.release import journal_word
 from pipeline.replay import limits_in, replay
 from pipeline.replica import Replica
 from pipeline.sequencer import (
-    BATCH_MAX, BROKE, BROKEN, BROKEN_GATEWAY, CHAIN, COMMAND_MALFORMED, GENERATION, JOURNAL_END, OWN_WORDS,
-    REPLY_RING_OVERRUN, SPIN_NS, Rings, apply_configuration, make_record, serve)
+    BATCH_MAX,
+    BROKE,
+    BROKEN,
+    BROKEN_GATEWAY,
+    CHAIN,
+    COMMAND_MALFORMED,
+    GENERATION,
+    JOURNAL_END,
+    OWN_WORDS,
+    REPLY_RING_OVERRUN,
+    SPIN_NS,
+    Rings,
+    apply_configuration,
+    make_record,
+    serve,
+)
 from pipeline.state import ASSETS, DEFECT, EVENT_POSITION, MARKETS, OUTPUT_DIGEST, SEQUENCE
 from shm import doorbell
 from shm.clock import make_scratch
 from shm.fatal_log import fatal
 from shm.process import HEARTBEAT_SECONDS, instance_of
 from shm.records import COMMAND, RECORD_SLOTS_MAX, Result
-from shm.segments import (
-    ROLES, CommandWord, CounterWord, EventWord, JournalWord, ReplyWord, Role, slot_view)
-
+from shm.segments import ROLES, CommandWord, CounterWord, EventWord, JournalWord, ReplyWord, Role, slot_view
 
 
 class Broken(Exception):
@@ -100,7 +112,12 @@ class Matcher:
         limits = limits_in(found, seeding.limits_of(self.configuration))
         replica = Replica(limits)
         journaled = np.zeros(gateways, np.int64)
-        replay(replica, found, journaled, memory.generation)
+        counters = self.process.counters
+
+        def progress():
+            self.process.beat()
+            counters[CounterWord.SEQUENCE] = replica.sequence
+        replay(replica, found, journaled, memory.generation, progress)
         self.state, self.inbox = replica.state, replica.inbox
         released = memory.commands.words[:, CommandWord.RELEASED].copy()
         assert (journaled <= released).all(), f"journaled up to {journaled}, released up to {released}"
@@ -110,7 +127,6 @@ class Matcher:
                                memory.events.words)
         self.rings = self._make_rings(released, found.end_chain)
         memory.commands.words[:, CommandWord.HEAD] = released
-        counters = self.process.counters
         counters[CounterWord.SEQUENCE] = self.state.counters[SEQUENCE]
         counters[CounterWord.OUTPUT_DIGEST] = self.state.counters[OUTPUT_DIGEST]
         print(f"{self.process.name}: {self.state.counters[SEQUENCE]} records replayed in"

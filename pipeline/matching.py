@@ -6,19 +6,40 @@ Everything is checked before anything is changed: a refusal leaves no trace.
 """
 from numba import int64, njit
 
+from pipeline.inbox import label_word
 from pipeline.ledger import available, change_available, change_frozen, find_balance, held, open_balance
-from pipeline.order_book import (
-    find_order, give_slot, leave, reduce_resting, rest, side_index_of, take_slot)
+from pipeline.order_book import find_order, give_slot, leave, left_of, reduce_resting, rest, side_index_of, take_slot
 from pipeline.output import next_event, write_order, write_order_event
 from pipeline.price_levels import best_level
 from pipeline.state import (
-    BALANCES, BALANCES_MAX, DEAL_ID, FREE_NODES, LEVELS, LEVELS_MAX, MARKETS, NONE, ORDER_ID,
-    ORDERS, ORDERS_MAX, TREE_HEIGHT_MAX)
-from shm.int128 import (
-    divide, from_halves, from_int64, high_half, low_half, multiply_int64, product_overflows)
+    BALANCES,
+    BALANCES_MAX,
+    DEAL_ID,
+    FREE_NODES,
+    LEVELS,
+    LEVELS_MAX,
+    MARKETS,
+    NONE,
+    ORDER_ID,
+    ORDER_STATE,
+    ORDERS,
+    ORDERS_MAX,
+    TREE_HEIGHT_MAX,
+)
+from shm.int128 import divide, from_halves, from_int64, high_half, low_half, multiply_int64, product_overflows
 from shm.records import (
-    INT64_MAX, LABEL_BYTES_MAX, MONEY_DECIMALS, WHOLE_UNITS_MAX, EventKind, Field, Kind, OrderEvent, OrderType, Result,
-    Side)
+    INT64_MAX,
+    LABEL_BYTES_MAX,
+    MONEY_DECIMALS,
+    WHOLE_UNITS_MAX,
+    EventKind,
+    Field,
+    Kind,
+    OrderEvent,
+    OrderType,
+    Result,
+    Side,
+)
 
 OK = int(Result.OK)
 INVALID = int(Result.INVALID)
@@ -49,6 +70,8 @@ PUT = int(OrderEvent.PUT)
 UPDATE = int(OrderEvent.UPDATE)
 FINISH = int(OrderEvent.FINISH)
 DEAL = int(EventKind.DEAL)
+SOURCE_WORD = ORDER_STATE.fields["source"][1] // 8
+assert ORDER_STATE.fields["source"][1] % 8 == 0  # the word after the source belongs to its count
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
@@ -103,8 +126,9 @@ def less_than_min_amount(market, price, money):
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def put_order(state, out, command, sequence, time_ns):
+def put_order(state, out, inbox, sequence, time_ns):
     """order.put_limit and order.put_market: check all, then match, then rest or finish. The reply is the order."""
+    command = inbox.command[0]
     if command.user_id == 0:
         return refuse(out, INVALID, FIELD_USER, 0)
     if command.market_id >= state.counters[MARKETS]:
@@ -165,20 +189,22 @@ def put_order(state, out, command, sequence, time_ns):
 
     counters[ORDER_ID] += 1
     slot = take_slot(state)
+    for word in range(state.order_words.shape[1]):
+        state.order_words[slot, word] = 0
+    for word in range(4):
+        state.order_words[slot, SOURCE_WORD + word] = label_word(inbox.words, word, command.label_bytes)
     taker = state.orders[slot]
     taker.order_id = counters[ORDER_ID]
     taker.created_at_ns = time_ns
     taker.updated_at_ns = time_ns
     taker.price = price
     taker.amount = amount
-    taker.left = amount
+    taker.left_low = amount
+    if side == BID and not is_limit:
+        taker.left_low = low_half(required)
+        taker.left_high = high_half(required)
     taker.taker_fee = command.taker_fee
     taker.maker_fee = maker_fee
-    taker.deal_stock = 0
-    taker.deal_money_low = 0
-    taker.deal_money_high = 0
-    taker.deal_fee_low = 0
-    taker.deal_fee_high = 0
     taker.user_id = command.user_id
     taker.market_id = command.market_id
     taker.side = side
@@ -187,23 +213,22 @@ def put_order(state, out, command, sequence, time_ns):
     taker.money_row = gets_row if side == ASK else pays_row
     taker.order_flags = command.order_flags
     taker.source_bytes = command.label_bytes
-    for index in range(30):
-        taker.source[index] = command.label[index] if index < command.label_bytes else 0
 
-    money_left = match(state, out, slot, opposite_index, required, sequence, time_ns)
+    match(state, out, slot, opposite_index, sequence, time_ns)
 
-    if is_limit and taker.left > 0:
-        write_order_event(state, out, sequence, time_ns, PUT, taker, money_left)
-        write_order(out.orders[0], taker, money_left)
+    left = left_of(taker)
+    if is_limit and left > 0:
+        write_order_event(state, out, sequence, time_ns, PUT, slot)
+        write_order(state, out, 0, slot)
         rest(state, slot)
-        change = stock_of(market, taker.left)
+        change = stock_of(market, left)
         if side == BID:
-            change = money_of(market, price, taker.left)
+            change = money_of(market, price, left)
         change_available(state, pays_row, -change)
         change_frozen(state, pays_row, change)
     else:
-        write_order_event(state, out, sequence, time_ns, FINISH, taker, money_left)
-        write_order(out.orders[0], taker, money_left)
+        write_order_event(state, out, sequence, time_ns, FINISH, slot)
+        write_order(state, out, 0, slot)
         give_slot(state, slot)
     out.header[0].rows = 1
     return None
@@ -229,8 +254,8 @@ def lots_for_money(market, taker, price, money_left):
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def match(state, out, slot, opposite_index, money_left, sequence, time_ns):
-    """Fill the taker in `slot` from the opposite side, best price first, then oldest; return a market bid's rest.
+def match(state, out, slot, opposite_index, sequence, time_ns):
+    """Fill the taker in `slot` from the opposite side, best price first, then oldest.
 
     Lots are conserved: what the taker loses, the makers lose. Money is: what one pays, the other gets, less the fees.
     """
@@ -238,19 +263,20 @@ def match(state, out, slot, opposite_index, money_left, sequence, time_ns):
     market = state.markets[taker.market_id]
     spends_money = taker.order_type == MARKET_TYPE and taker.side == BID
     zero = from_int64(0)
-    while taker.left > 0:
+    while taker.left_low != 0 or taker.left_high != 0:
         level = best_level(state, opposite_index)
         if level == NONE or not crosses(taker, state.levels[level].price):
             break
         maker_slot = state.levels[level].head
         maker = state.orders[maker_slot]
-        amount = maker.left
+        amount = left_of(maker)
         if spends_money:
+            money_left = from_halves(taker.left_low, taker.left_high)
             amount = min(amount, int64(lots_for_money(market, taker, maker.price, money_left)))
             if amount == 0:
                 break
         else:
-            amount = min(amount, taker.left)
+            amount = min(amount, left_of(taker))
         deal = money_of(market, maker.price, amount)
         stock = stock_of(market, amount)
         ask_rate = taker.taker_fee if taker.side == ASK else maker.maker_fee
@@ -326,20 +352,19 @@ def match(state, out, slot, opposite_index, money_left, sequence, time_ns):
         event.maker_fee_paid_high = high_half(total)
 
         if spends_money:
-            money_left -= deal
-            if money_left == zero:
-                taker.left = 0
+            money_left = from_halves(taker.left_low, taker.left_high) - deal
+            taker.left_low = low_half(money_left)
+            taker.left_high = high_half(money_left)
         else:
-            taker.left -= amount
+            taker.left_low = left_of(taker) - amount
         add_deal(taker, amount, deal, taker_fee)
         add_deal(maker, amount, deal, maker_fee)
         reduce_resting(state, maker_slot, amount)
-        if maker.left == 0:
-            write_order_event(state, out, sequence, time_ns, FINISH, maker, zero)
+        if left_of(maker) == 0:
+            write_order_event(state, out, sequence, time_ns, FINISH, maker_slot)
             leave(state, maker_slot)
         else:
-            write_order_event(state, out, sequence, time_ns, UPDATE, maker, zero)
-    return money_left
+            write_order_event(state, out, sequence, time_ns, UPDATE, maker_slot)
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
@@ -375,16 +400,15 @@ def cancel_order(state, out, command, sequence, time_ns):
     order = state.orders[slot]
     if order.user_id != command.user_id:
         return refuse(out, NOT_THE_OWNER, 0, 0)
-    zero = from_int64(0)
     market = state.markets[order.market_id]
-    write_order_event(state, out, sequence, time_ns, FINISH, order, zero)
-    write_order(out.orders[0], order, zero)
+    write_order_event(state, out, sequence, time_ns, FINISH, slot)
+    write_order(state, out, 0, slot)
     out.header[0].rows = 1
     row = order.stock_row
-    change = stock_of(market, order.left)
+    change = stock_of(market, left_of(order))
     if order.side == BID:
         row = order.money_row
-        change = money_of(market, order.price, order.left)
+        change = money_of(market, order.price, left_of(order))
     change_frozen(state, row, -change)
     change_available(state, row, change)
     leave(state, slot)

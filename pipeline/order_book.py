@@ -6,8 +6,16 @@ from numba import int64, njit, uint64
 
 from pipeline.price_levels import add_level, find_level, level_key, remove_level
 from pipeline.state import (
-    DEFECT, FREE_ORDER, LEVEL_AMOUNT_NEGATIVE, NEW_ORDER, NONE, ORDER_INDEX_MISSING, ORDERS, POOL_EMPTY,
-    USER_LIST_MISSING)
+    DEFECT,
+    FREE_ORDER,
+    LEVEL_AMOUNT_NEGATIVE,
+    NEW_ORDER,
+    NONE,
+    ORDER_INDEX_MISSING,
+    ORDERS,
+    POOL_EMPTY,
+    USER_LIST_MISSING,
+)
 from shm.int128 import folded_product, from_halves, from_int64, high_half, low_half
 
 HASH_FACTOR = 0x9E3779B97F4A7C15
@@ -38,6 +46,12 @@ def take_slot(state):
 def give_slot(state, slot):
     state.orders[slot].next = state.counters[FREE_ORDER]
     state.counters[FREE_ORDER] = slot
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def left_of(order):
+    """Lots that a limit order or a market ask has left: its upper half is zero."""
+    return int64(order.left_low)
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
@@ -200,7 +214,7 @@ def rest(state, slot):
         record.head = slot
     record.tail = slot
     record.count += 1
-    left = from_int64(order.left)
+    left = from_int64(left_of(order))
     add_amount(record, left)
     side = state.sides[side_index]
     add_amount(side, left)
@@ -214,7 +228,7 @@ def rest(state, slot):
 def reduce_resting(state, slot, amount):
     """Take `amount` lots off a resting order that a deal has filled by as much."""
     order = state.orders[slot]
-    order.left -= amount
+    order.left_low = uint64(left_of(order) - amount)
     change = -from_int64(amount)
     if add_amount(state.levels[order.level], change) < from_int64(0):
         state.counters[DEFECT] = LEVEL_AMOUNT_NEGATIVE
@@ -236,7 +250,7 @@ def leave(state, slot):
     else:
         record.tail = order.previous
     record.count -= 1
-    change = -from_int64(order.left)
+    change = -from_int64(left_of(order))
     amount = add_amount(record, change)
     side = state.sides[side_index_of(order.market_id, order.side)]
     add_amount(side, change)

@@ -1,15 +1,30 @@
-"""What the core says: one reply in a private buffer, events in a ring (the shared one live, a private one elsewhere)."""
+"""What the core says: one reply in a private buffer, events in a ring (the live ring is shared, others are private)."""
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from numba import int64, njit, uint64
 
-from pipeline.state import EVENT_POSITION
+from pipeline.digest import fold_words
+from pipeline.state import EVENT_POSITION, EVENTS_FOLDED, ORDER_WORD, OUTPUT_DIGEST
 from shm.atomics import fence_release, store_release
-from shm.int128 import from_int64, high_half, low_half
 from shm.records import (
-    ASSET, ASSET_SUMMARY, BALANCE_EVENT, BALANCE_ROW, DEAL_EVENT, DEPTH_ROW, EVENT_BYTES, LIST_LIMIT_MAX, MARKET,
-    MARKET_SUMMARY, ORDER, ORDER_EVENT, OrderType, REPLY_HEADER, REPLY_SLOT_BYTES, EventKind, Side)
+    ASSET,
+    ASSET_SUMMARY,
+    BALANCE_EVENT,
+    BALANCE_ROW,
+    DEAL_EVENT,
+    DEPTH_ROW,
+    EVENT_BYTES,
+    EVENT_HEADER,
+    LIST_LIMIT_MAX,
+    MARKET,
+    MARKET_SUMMARY,
+    ORDER,
+    ORDER_EVENT,
+    REPLY_HEADER,
+    REPLY_SLOT_BYTES,
+    EventKind,
+)
 from shm.segments import WORD_STRIDE, EventWord
 
 INTENT = int(EventWord.INTENT)
@@ -18,8 +33,10 @@ INTENT_AHEAD = 64             # slots announced at once: a fence every 64 events
 BALANCE_EVENT_KIND = int(EventKind.BALANCE)
 DEAL_EVENT_KIND = int(EventKind.DEAL)
 ORDER_EVENT_KIND = int(EventKind.ORDER)
-BID = int(Side.BID)
-MARKET_TYPE = int(OrderType.MARKET)
+HEADER_WORDS = REPLY_HEADER.itemsize // 8
+EVENT_HEADER_WORDS = EVENT_HEADER.itemsize // 8
+ORDER_WORDS = ORDER.itemsize // 8
+assert ORDER_EVENT.fields["order_id"][1] == EVENT_HEADER.itemsize
 
 
 class Output(NamedTuple):
@@ -71,10 +88,24 @@ def private_output(assets_max, markets_max, event_slots=1 << 14):
                        np.zeros((1, len(EventWord) * WORD_STRIDE), np.int64))
 
 
+@njit(cache=True, _nrt=False)
+def fold_events(state, out):
+    """Take the events since the last call into the running digest, which is the same whatever the ring's size."""
+    counters = state.counters
+    digest = uint64(counters[OUTPUT_DIGEST])
+    mask = len(out.event_words) - 1
+    for position in range(counters[EVENTS_FOLDED], counters[EVENT_POSITION]):
+        digest = fold_words(digest, out.event_words[position & mask], 0, out.event_words.shape[1])
+    counters[OUTPUT_DIGEST] = int64(digest)
+    counters[EVENTS_FOLDED] = counters[EVENT_POSITION]
+
+
 @njit(cache=True, _nrt=False, forceinline=True)
 def next_event(state, out):
     """The slot for one more event. Its old content was announced as going before it is touched."""
     position = state.counters[EVENT_POSITION]
+    if position - state.counters[EVENTS_FOLDED] >= len(out.event_words):  # one command, more events than slots
+        fold_events(state, out)
     if position >= out.event_cursors[0, INTENT]:
         store_release(out.event_cursors, 0, INTENT, position + INTENT_AHEAD)
         fence_release()
@@ -86,46 +117,21 @@ def next_event(state, out):
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def write_order(record, order, left_money):
-    """Show an order in an ORDER or ORDER_EVENT record. `left_money`: what a market bid has left."""
-    record.order_id = order.order_id
-    record.created_at_ns = order.created_at_ns
-    record.updated_at_ns = order.updated_at_ns
-    record.price = order.price
-    record.amount = order.amount
-    left = from_int64(order.left)
-    if order.order_type == MARKET_TYPE and order.side == BID:
-        left = left_money
-    record.left_low = low_half(left)
-    record.left_high = high_half(left)
-    record.taker_fee = order.taker_fee
-    record.maker_fee = order.maker_fee
-    record.deal_stock = order.deal_stock
-    record.deal_money_low = order.deal_money_low
-    record.deal_money_high = order.deal_money_high
-    record.deal_fee_low = order.deal_fee_low
-    record.deal_fee_high = order.deal_fee_high
-    record.user_id = order.user_id
-    record.market_id = order.market_id
-    record.side = order.side
-    record.order_type = order.order_type
-    record.source_bytes = order.source_bytes
-    for index in range(30):
-        record.source[index] = order.source[index]
-    record.client_order_id_bytes = 0
-    for index in range(36):
-        record.client_order_id[index] = 0
-    record.time_in_force = 0
-    record.order_flags = order.order_flags
-    record.self_trade = 0
-    record.reserved = 0
+def write_order(state, out, row, slot):
+    """Show the order in `slot` as row `row` of the reply."""
+    first = HEADER_WORDS + row * ORDER_WORDS
+    for word in range(ORDER_WORDS):
+        out.words[first + word] = state.order_words[slot, ORDER_WORD + word]
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def write_order_event(state, out, sequence, time_ns, order_event, order, left_money):
-    event = out.order_events[next_event(state, out)]
+def write_order_event(state, out, sequence, time_ns, order_event, slot):
+    """Show the order in `slot` as an event."""
+    place = next_event(state, out)
+    event = out.order_events[place]
     event.sequence = sequence
     event.time_ns = time_ns
     event.kind = ORDER_EVENT_KIND
     event.order_event = order_event
-    write_order(event, order, left_money)
+    for word in range(ORDER_WORDS):
+        out.event_words[place, EVENT_HEADER_WORDS + word] = state.order_words[slot, ORDER_WORD + word]

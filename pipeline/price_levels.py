@@ -7,8 +7,19 @@ are not merged. In an inner node, keys[i] (i > 0) bounds child i from below and 
 from numba import njit
 
 from pipeline.state import (
-    DEFECT, FREE_LEVEL, FREE_NODE, FREE_NODES, LEVEL_MISSING, LEVELS, NEW_LEVEL, NEW_NODE, NODE_FANOUT, NONE,
-    POOL_EMPTY, TREE_HEIGHT_MAX)
+    DEFECT,
+    FREE_LEVEL,
+    FREE_NODE,
+    FREE_NODES,
+    LEVEL_MISSING,
+    LEVELS,
+    NEW_LEVEL,
+    NEW_NODE,
+    NODE_FANOUT,
+    NONE,
+    POOL_EMPTY,
+    TREE_HEIGHT_MAX,
+)
 from shm.records import Side
 
 ASK = int(Side.ASK)
@@ -63,6 +74,21 @@ def place_in_node(node_keys, node, count, key):
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
+def child_for(node_keys, node, count, key):
+    """The place in an inner node of the child that `key` belongs to. The first child has no lower bound: what
+    keys[0] says is stale once a smaller key has come."""
+    low = 1
+    high = count
+    while low < high:
+        middle = (low + high) >> 1
+        if node_keys[node, middle] <= key:
+            low = middle + 1
+        else:
+            high = middle
+    return low - 1
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
 def leaf_of(state, side_index, key):
     """The leaf where `key` is or belongs; NONE for an empty side."""
     leaf = state.sides[side_index].first_leaf
@@ -73,10 +99,7 @@ def leaf_of(state, side_index, key):
         return leaf
     node = state.sides[side_index].root
     while state.nodes[node].is_leaf == 0:
-        place = place_in_node(state.node_keys, node, state.nodes[node].count, key)
-        if place == state.nodes[node].count or state.node_keys[node, place] != key:
-            place -= 1
-        node = state.node_children[node, max(place, 0)]
+        node = state.node_children[node, child_for(state.node_keys, node, state.nodes[node].count, key)]
     return node
 
 

@@ -159,7 +159,7 @@ def list_book(state, out, command):
                 if skip > 0:
                     skip -= 1
                 else:
-                    write_order(out.orders[rows], state.orders[slot], from_int64(0))
+                    write_order(state, out, rows, slot)
                     rows += 1
                 slot = int64(state.orders[slot].next)
             if rows >= command.limit:
@@ -247,7 +247,7 @@ def list_pending(state, out, command):
         if skip > 0:
             skip -= 1
         else:
-            write_order(out.orders[rows], state.orders[slot], from_int64(0))
+            write_order(state, out, rows, slot)
             rows += 1
         slot = int64(state.orders[slot].older)
     out.header[0].rows = rows
@@ -263,6 +263,6 @@ def find_pending(state, out, command):
     if slot == NONE or state.orders[slot].market_id != command.market_id:
         out.header[0].result = ORDER_NOT_FOUND
         return None
-    write_order(out.orders[0], state.orders[slot], from_int64(0))
+    write_order(state, out, 0, slot)
     out.header[0].rows = 1
     return None

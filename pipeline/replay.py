@@ -12,6 +12,7 @@ COMMAND_WORDS = COMMAND.itemsize // 8
 BODY_WORDS = SLOT_WORDS - STAMP_WORDS
 assert BODY_WORDS == COMMAND_WORDS - 1  # all but the request id
 SET_LIMITS = int(Kind.SET_LIMITS)
+SLOTS_AT_ONCE = 200_000        # a fraction of a second
 
 
 class ReplayDiverged(Exception):
@@ -73,21 +74,26 @@ def limits_in(journal, limits):
     return words.view(LIMITS)[0]
 
 
-def replay(replica, journal, positions, generation):
-    """Apply the whole journal to a fresh replica.
+def replay(replica, journal, positions, generation, progress=lambda: None):
+    """Apply the whole journal to a fresh replica; `progress()` is called now and then.
 
     Raises ReplayDiverged naming file, offset and sequence.
     """
     for span in journal.spans:
         slots = span.slots
         records = slots.reshape(-1).view(JOURNAL)
-        stopped = replay_span(replica.state, replica.inbox, replica.out, records, slots, span.start_slot,
-                              span.end_slot, positions, generation)
-        if stopped != span.end_slot:
-            raise ReplayDiverged(
-                f"{span.path} slot {stopped}: the command of sequence {records[stopped]['sequence']} does not have the"
-                f" outcome it had (result {replica.out.header[0]['result']}, defect {replica.state.counters[DEFECT]}):"
-                " the journal was written by another version or was changed; restore both from one copy")
+        slot = span.start_slot
+        while slot < span.end_slot:
+            end = min(slot + SLOTS_AT_ONCE, span.end_slot)
+            slot = replay_span(
+                replica.state, replica.inbox, replica.out, records, slots, slot, end, positions, generation)
+            if slot < end:
+                raise ReplayDiverged(
+                    f"{span.path} slot {slot}: the command of sequence {records[slot]['sequence']} does not have the"
+                    f" outcome it had (result {replica.out.header[0]['result']}, defect"
+                    f" {replica.state.counters[DEFECT]}): the journal was written by another version or was changed;"
+                    " restore both from one copy")
+            progress()
 
 
 assert LIMITS.itemsize % 8 == 0

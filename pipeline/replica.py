@@ -2,10 +2,11 @@
 import numpy as np
 
 from pipeline import seeding
-from pipeline.core import apply_one, make_inbox
+from pipeline.core import apply_one
+from pipeline.inbox import make_inbox
 from pipeline.output import private_output
 from pipeline.state import DEFECT, EVENT_POSITION, SEQUENCE, allocate
-from shm.records import COMMAND, BALANCE_EVENT, DEAL_EVENT, EVENT_HEADER, ORDER_EVENT, EventKind, Result
+from shm.records import BALANCE_EVENT, COMMAND, DEAL_EVENT, EVENT_HEADER, ORDER_EVENT, EventKind, Result
 
 _EVENT_DTYPES = {EventKind.BALANCE: BALANCE_EVENT, EventKind.DEAL: DEAL_EVENT, EventKind.ORDER: ORDER_EVENT}
 

@@ -3,8 +3,7 @@ from decimal import Decimal
 
 import numpy as np
 
-from pipeline.state import (
-    ASSETS, ASSETS_MAX, BALANCES_MAX, LEVELS_MAX, MARKETS, MARKETS_MAX, ORDERS_MAX, RULES_VERSION)
+from pipeline.state import ASSETS, ASSETS_MAX, BALANCES_MAX, LEVELS_MAX, MARKETS, MARKETS_MAX, ORDERS_MAX, RULES_VERSION
 from shm.records import ASSET, COMMAND, LIMITS, MARKET, Kind
 
 

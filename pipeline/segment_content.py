@@ -42,13 +42,14 @@ class SegmentContent:
         """The same as JOURNAL records, a record's payload slots among them."""
         return as_records(self.slots)
 
-    def check_readable(self):
+    def check_readable(self, progress):
         """Raises JournalRefused where the disk cannot read the file: touching the mapping would kill the process."""
         buffer, offset = bytearray(_READ_BYTES), 0
         with open(self.path, "rb", buffering=0) as file:
             try:
                 while count := file.readinto(buffer):
                     offset += count
+                    progress()
             except OSError as problem:
                 raise JournalRefused(f"{self.path} cannot be read at offset {offset} ({problem.strerror}): restore this"
                                      " file from a copy, on a disk that can be read") from problem
@@ -163,9 +164,9 @@ class Run:
         return int(self.content.records[self.slot_of(sequence)]["previous"])
 
 
-def runs_of(content):
+def runs_of(content, progress):
     """The runs in a segment and the highest synced position that a record in it carries."""
-    content.check_readable()
+    content.check_readable(progress)
     slots = content.slots
     rows, words = as_records(slots), slots.reshape(-1)
     found, highest, slot = [], 0, 0

@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,6 +129,7 @@ class SegmentFile:
     def __init__(self, descriptor, segment, size):
         self.segment = segment
         self.unsynced = False
+        self.ever_synced = False
         self._descriptor, self._size, self._end, self._failed = descriptor, size, HEADER_BYTES, False
 
     @property
@@ -155,7 +157,7 @@ class SegmentFile:
         except OSError:
             self._failed = True
             raise
-        self.unsynced = False
+        self.unsynced, self.ever_synced = False, True
 
     def finish(self):
         """Sync what is not, and give back the room that was not used. The file is not written again.
@@ -167,6 +169,11 @@ class SegmentFile:
         _libc.fallocate(self._descriptor, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE,
                         ctypes.c_int64(self._end), ctypes.c_int64(self._size - self._end))
         os.close(self._descriptor)
+
+
+    def remove(self):
+        """Take the file out of the journal, where nothing depends on it."""
+        self.segment.path.unlink()
 
 
 class NextSegment:
@@ -184,6 +191,7 @@ class NextSegment:
         self._number = number
         if self._is_prepared(number):
             self.ready, self.problem = True, None
+            self._wake()
             return
         self.working = True
         self._thread = threading.Thread(target=self._make, args=(number,), name="next segment", daemon=True)
@@ -197,17 +205,19 @@ class NextSegment:
     def _make(self, number):
         path = self._directory / MAKING
         try:
+            for old in (PREPARED, MAKING):  # of another size or number; unfinished, so that its sync may have failed
+                (self._directory / old).unlink(missing_ok=True)
             self._fill(path, number)
             os.rename(path, self._directory / PREPARED)
             self.ready, self.problem = True, None
         except OSError as problem:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
             self.problem = problem
         self.working = False
         self._wake()
 
     def _fill(self, path, number):
-        path.unlink(missing_ok=True)  # an unfinished one: its sync may have failed
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(descriptor, 0, self._segment_bytes)

@@ -16,8 +16,7 @@ from pipeline.state import DEFECT, EVENT_POSITION, OUTPUT_DIGEST, SEQUENCE, TIME
 from shm.atomics import fence_seq_cst, load_acquire, store_release
 from shm.clock import CLOCK_MONOTONIC, CLOCK_REALTIME, now_ns, wait_for_bell
 from shm.doorbell import announce_sleep, announce_waking, ring_if_asleep
-from shm.records import (
-    COMMAND_SLOTS_MAX, CONFIGURATION_GATEWAY, JOURNAL, LAYOUT_VERSION, RECORD_SLOTS_MAX, RecordKind)
+from shm.records import COMMAND_SLOTS_MAX, CONFIGURATION_GATEWAY, JOURNAL, LAYOUT_VERSION, RECORD_SLOTS_MAX, RecordKind
 from shm.ring import copy_in, copy_out
 from shm.segments import CommandWord, CounterWord, JournalWord, ReplyWord, Role
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shm.records import ASSET_NAME_BYTES_MAX, LIMITS, MARKET_NAME_BYTES_MAX
+from shm.records import ASSET_NAME_BYTES_MAX, LIMITS, MARKET_NAME_BYTES_MAX, ORDER, ORDER_FIELDS
 
 NONE = -1                     # no slot, node or cell
 NODE_FANOUT = 32
@@ -51,6 +51,7 @@ EVENT_POSITION = 25           # where the next event goes
 OUTPUT_DIGEST = 26            # running, of all replies and events of writes
 DEFECT = 27                   # a Defect: a broken invariant, the process must end
 RULES = 28
+EVENTS_FOLDED = 29            # events before it are in the output digest
 COUNTERS = 32
 
 # Defects.
@@ -94,18 +95,12 @@ BALANCE_STATE = np.dtype([    # an open-addressing cell; a row is never removed,
     ("key", "<u8"), ("asset_id", "<i4"), ("padding", "u1", (20,)),
 ])
 ORDER_STATE = np.dtype([
-    ("price", "<i8"), ("left", "<i8"), ("maker_fee", "<i8"),
     ("next", "<i4"), ("previous", "<i4"),                  # in its price level, oldest first
     ("newer", "<i4"), ("older", "<i4"),                    # in its user's list of this market
-    ("level", "<i4"), ("stock_row", "<i4"), ("money_row", "<i4"), ("user_id", "<u4"),
-    ("market_id", "<u2"), ("side", "u1"), ("order_type", "u1"), ("source_bytes", "u1"),
-    ("order_flags", "u1"), ("room", "u1", (2,)),
-    ("order_id", "<u8"), ("amount", "<i8"), ("taker_fee", "<i8"),
-    ("created_at_ns", "<i8"), ("updated_at_ns", "<i8"), ("deal_stock", "<i8"),
-    ("deal_money_low", "<u8"), ("deal_money_high", "<i8"),
-    ("deal_fee_low", "<u8"), ("deal_fee_high", "<i8"),
-    ("source", "u1", (30,)), ("padding", "u1", (18,)),
+    ("level", "<i4"), ("stock_row", "<i4"), ("money_row", "<i4"), ("padding", "<i4"),
+    *ORDER_FIELDS,                                         # as replies and events show it: copied word for word
 ])
+ORDER_WORD = ORDER_STATE.fields["order_id"][1] // 8        # where that begins
 LEVEL_STATE = np.dtype([
     ("price", "<i8"), ("amount_low", "<u8"), ("amount_high", "<i8"),
     ("head", "<i4"), ("tail", "<i4"), ("count", "<i4"), ("side_index", "<i4"),
@@ -117,7 +112,8 @@ KEY_CELL = np.dtype([
     ("business_id", "<u8"), ("user_id", "<u4"), ("asset_id", "<u2"), ("used", "u1"), ("label_bytes", "u1"),
     ("label", "<u8", (4,)),
 ])
-assert (ASSET_STATE.itemsize, BALANCE_STATE.itemsize, ORDER_STATE.itemsize, KEY_CELL.itemsize) == (128, 64, 192, 48)
+assert (ASSET_STATE.itemsize, BALANCE_STATE.itemsize, ORDER_STATE.itemsize, KEY_CELL.itemsize) == (128, 64, 224, 48)
+assert ORDER_STATE.itemsize == 8 * ORDER_WORD + ORDER.itemsize
 
 
 class State(NamedTuple):
@@ -127,6 +123,7 @@ class State(NamedTuple):
     sides: np.ndarray         # SIDE_STATE
     balances: np.ndarray      # BALANCE_STATE, a hash table
     orders: np.ndarray        # ORDER_STATE, a pool
+    order_words: np.ndarray   # uint64 (slot, word): the same memory
     levels: np.ndarray        # LEVEL_STATE, a pool
     nodes: np.ndarray         # NODE_STATE, a pool: the price levels' trees
     node_keys: np.ndarray     # int64 (node, NODE_FANOUT)
@@ -162,13 +159,15 @@ def allocate(limits):
     counters[KEY_MIGRATED] = IDEMPOTENCY_FIRST_CELLS // 2
     sides = np.zeros(2 * markets_max, SIDE_STATE)
     sides["root"] = sides["first_leaf"] = NONE
+    orders = _reserve(ORDER_STATE, orders_max + 1)  # one more for an order that will not rest
     return State(
         counters=counters,
         assets=np.zeros(assets_max, ASSET_STATE),
         markets=np.zeros(markets_max, MARKET_STATE),
         sides=sides,
         balances=_reserve(BALANCE_STATE, _power_of_two(2 * int(limits["balances_max"]))),
-        orders=_reserve(ORDER_STATE, orders_max + 1),  # one more for an order that will not rest
+        orders=orders,
+        order_words=orders.view(np.uint64).reshape(len(orders), -1),
         levels=_reserve(LEVEL_STATE, levels_max + 1),
         nodes=_reserve(NODE_STATE, nodes),
         node_keys=_reserve(np.int64, nodes, NODE_FANOUT),

@@ -21,11 +21,12 @@ from supervisor.xmlrpc import Faults, SupervisorTransport
 from shm import configuration
 from shm.configuration import ConfigurationError
 from shm.fatal_log import fatal
-from shm.process import HEARTBEAT_SECONDS, Process
+from shm.process import HEARTBEAT_SECONDS, Process, die_with_parent
 from shm.segments import CounterWord, Role
 
 FIRST_TRY_SECONDS = 0.005      # supervisord learns of a death a moment after the pidfd; tries double up to the longest
 LONGEST_TRY_SECONDS = 1.0
+MISSING_LOOK_SECONDS = 0.1     # between looks while an expected process is not watched, as at start
 BAD_LIVES_MAX = 5              # in a row, each ended before it was ready; then it is left to supervisord's own pace
 BAD_LIFE_PAUSE_SECONDS = 2.0
 LATE_SECONDS = 3.0             # the watcher itself was held up (a frozen host): heartbeats are old for that reason
@@ -101,12 +102,13 @@ class Member:
 
 class Watcher:
     """Watches the processes whose counters pages are in `pages` (int64 words, a row a role) and that are children of
-    `supervisor`. `step()` waits for the next thing to do and does it.
+    `supervisor`. `step()` waits for the next thing to do and does it. `expected` are the rows that an exchange at work
+    has a process in.
     """
 
-    def __init__(self, pages, supervisor, data, stuck_after_ms):
+    def __init__(self, pages, supervisor, data, stuck_after_ms, expected=()):
         self.pages, self.supervisor, self.data = pages, supervisor, data
-        self.stuck_after_ms = stuck_after_ms
+        self.stuck_after_ms, self.expected = stuck_after_ms, set(expected)
         self.members = {}          # by supervisord's name
         self.restarts = 0
         self._strangers = set()    # pages of processes that are not supervisord's children: of an earlier run
@@ -131,8 +133,8 @@ class Watcher:
         for member in [member for member in self.members.values() if not member.alive and member.next_try <= now]:
             self._bring_back(member)
         if now >= self._next_look:
-            self._look(now)
-            self._next_look = now + HEARTBEAT_SECONDS
+            watched = self._look(now)
+            self._next_look = now + (HEARTBEAT_SECONDS if self.expected <= watched else MISSING_LOOK_SECONDS)
 
     def _rows(self):
         """{process id: row} of the pages in use; where an earlier run left the same id in another, the newest."""
@@ -141,6 +143,7 @@ class Watcher:
         return {int(self.pages[row, CounterWord.PID]): row for row in rows}
 
     def _look(self, now):
+        """Watch what is new, judge the heartbeats; returns the rows of all that is watched and alive."""
         if now - self._last_look > LATE_SECONDS:
             self._judge_from = now + LATE_GRACE_SECONDS
         self._last_look = now
@@ -154,10 +157,12 @@ class Watcher:
                 self._strangers = {life for life in lives if life[0] not in known}
             except SupervisorUnreachable:
                 pass           # asked again at the next look
+        watched = [member for member in self.members.values() if member.alive and member.pid in rows]
         if now >= self._judge_from:
-            for member in self.members.values():
-                if member.alive and not member.killed and member.pid in rows:
+            for member in watched:
+                if not member.killed:
                     self._judge(member, int(self.pages[rows[member.pid], CounterWord.HEARTBEAT_NS]))
+        return {rows[member.pid] for member in watched}
 
     def _adopt(self, pids):
         """Watch those of `pids` that supervisord calls its children."""
@@ -253,6 +258,7 @@ def _open_pidfd(pid):
 
 
 def main(argv=None):
+    die_with_parent()
     parser = argparse.ArgumentParser(prog="pipeline.watcher", description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, help="the configuration, a TOML file")
     parser.add_argument("--data", required=True, help="the data directory")
@@ -266,7 +272,9 @@ def main(argv=None):
         sys.exit("watcher: SUPERVISOR_SERVER_URL is not set: run it under supervisord, as supervisord.conf does")
     socket.setdefaulttimeout(RPC_TIMEOUT_SECONDS)
     process = Process("watcher", Role.WATCHER, options.data, settings.rings)
-    watcher = Watcher(process.memory.counters.words, Supervisor(url), options.data, settings.watcher.stuck_after_ms)
+    gateways = range(int(Role.GATEWAY), int(Role.GATEWAY) + settings.http.gateways)
+    watcher = Watcher(process.memory.counters.words, Supervisor(url), options.data, settings.watcher.stuck_after_ms,
+                      expected=[int(Role.MATCHER), int(Role.JOURNALER), *gateways])
     while not process.stopping:
         watcher.step()
         process.beat()

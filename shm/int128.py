@@ -1,4 +1,4 @@
-"""Exact 128-bit integers in compiled code, for money. Two's complement halves (`low` unsigned, `high` signed) in records.
+"""Exact 128-bit integers in compiled code, for money. In records: two halves, `low` unsigned and `high` signed.
 
 `+ - *`, comparisons and unary minus wrap silently like int64: whoever multiplies states the bound of the product, or
 asks `product_overflows`. Division needs libgcc, which is loaded here, before any cached kernel that calls it.

@@ -78,13 +78,17 @@ def ensure_compiled(root, report=None):
 
     Raises CompilationFailed.
     """
-    directory = use(root)
-    if not is_complete(directory):
-        with _compiling(root):
-            if not is_complete(directory):
-                _compile(report)
-                (directory / COMPLETE).touch()
-                _remove_others(directory)
+    try:
+        directory = use(root)
+        if not is_complete(directory):
+            with _compiling(root):
+                if not is_complete(directory):
+                    _compile(report)
+                    (directory / COMPLETE).touch()
+                    _remove_others(directory)
+    except OSError as error:
+        raise CompilationFailed(f"the kernel cache {root} cannot be used: {error.filename}: {error.strerror}; see"
+                                " [cache] directory") from None
     return directory
 
 

@@ -1,5 +1,5 @@
-"""What every process of the exchange does alike: die with its parent, stop on a signal, hold its role's lock, attach
-the shared memory (or make it anew where nobody uses it), and keep its page of counters.
+"""What every process of the exchange does alike: die with its parent (first of all), stop on a signal, hold its role's
+lock, attach the shared memory (or make it anew where nobody uses it), and keep its page of counters.
 """
 import ctypes
 import fcntl
@@ -27,7 +27,6 @@ class Process:
         """Raises SystemExit with one sentence where the role is taken or the shared memory cannot be had."""
         self.name, self.role, self.data = name, int(role), Path(data)
         self.stopping = False
-        die_with_parent()
         for number in _STOP_SIGNALS:
             signal.signal(number, self._stop)
         (self.data / "run").mkdir(parents=True, exist_ok=True)

@@ -51,12 +51,6 @@ class OrderFlag(IntFlag):
     MAKER_FEE_MINUS_ZERO = 128
 
 
-class OrderFlag(IntFlag):
-    """What an order carries along and shows, and no rule reads."""
-    TAKER_FEE_MINUS_ZERO = 1  # the rate was written as a negative zero and is shown as "-0"
-    MAKER_FEE_MINUS_ZERO = 2
-
-
 class Kind(IntEnum):
     """What a command asks for. Writes come first: below FIRST_READ a success is journaled."""
     SET_LIMITS = 1         # payload: LIMITS
@@ -228,9 +222,9 @@ ORDER_FIELDS = [               # an order as replies and events show it
     ("maker_fee", "<i8"),
     ("deal_stock", "<i8"),     # lots; 0: never dealt
     ("deal_money_low", "<u8"),
-    ("deal_money_high", "<i8"),
+    ("deal_money_high", "<u8"),  # no sign: taking and then resting, an ask turns over up to twice WHOLE_UNITS_MAX
     ("deal_fee_low", "<u8"),   # in money for an ask, in stock for a bid
-    ("deal_fee_high", "<i8"),
+    ("deal_fee_high", "<u8"),
     ("user_id", "<u4"),
     ("market_id", "<u2"),
     ("side", "u1"),

@@ -1,7 +1,10 @@
 """A single role's lock: an flock in the data directory, held for life, so that no second matcher ever runs."""
 import fcntl
 import os
+import time
 from pathlib import Path
+
+LOOKERS_SECONDS = 0.2          # `holders` takes a lock for an instant: only who holds it for longer is a holder
 
 
 class RoleTaken(Exception):
@@ -16,15 +19,26 @@ def take(data, name):
     path = Path(data) / "run" / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _lock(descriptor):
         holder = os.pread(descriptor, 32, 0).decode().strip() or "unknown"
         os.close(descriptor)
-        raise RoleTaken(f"{name} already runs on {data} as process {holder}") from None
+        raise RoleTaken(f"{name} already runs on {data} as process {holder}")
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor
+
+
+def _lock(descriptor):
+    """Whether the lock could be had within LOOKERS_SECONDS."""
+    until = time.monotonic() + LOOKERS_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(LOOKERS_SECONDS / 20)
 
 
 def holders(data):

@@ -205,6 +205,8 @@ def attach(instance, sizes, write=True):
             mapping = _map(name, write)
         except posix_ipc.ExistentialError:
             raise SegmentError(f"{name} is missing") from None
+        except posix_ipc.PermissionsError:
+            raise SegmentError(f"{name} belongs to another user") from None
         except ValueError as error:
             raise SegmentError(f"{name} cannot be mapped: {error}") from None
         refusal = _refusal(name, mapping, instance, shape)
@@ -226,6 +228,7 @@ def create(instance, sizes, generation):
     """
     unlink(instance)
     needed = sum(shape.bytes for shape in shapes(sizes).values())
+    free = os.statvfs("/dev/shm")
     found = {}
     try:
         for segment, shape in shapes(sizes).items():
@@ -244,7 +247,6 @@ def create(instance, sizes, generation):
             header["instance"] = np.frombuffer(instance.bytes, np.uint8)
     except OSError as error:
         unlink(instance)
-        free = os.statvfs("/dev/shm")
         raise SegmentError(
             f"the shared memory segments need {needed} bytes and /dev/shm has {free.f_bavail * free.f_frsize} free"
             f" ({error.strerror}): make /dev/shm larger or the [rings] of the configuration smaller") from None
@@ -254,12 +256,18 @@ def create(instance, sizes, generation):
 
 
 def unlink(instance):
-    """Remove the names of this instance's segments; processes that have them mapped keep their memory."""
+    """Remove the names of this instance's segments; processes that have them mapped keep their memory.
+
+    Raises SegmentError where they belong to another user.
+    """
     for segment in shapes(RingSizes()):
+        name = posix_name(instance, segment)
         try:
-            posix_ipc.unlink_shared_memory(posix_name(instance, segment))
+            posix_ipc.unlink_shared_memory(name)
         except posix_ipc.ExistentialError:
             pass
+        except posix_ipc.PermissionsError:
+            raise SegmentError(f"{name} belongs to another user") from None
 
 
 def slot_view(segment, dtype):

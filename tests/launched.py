@@ -18,6 +18,7 @@ from tools.launcher import role_of
 ROOT = Path(__file__).resolve().parents[1]
 STAND_INS = (sys.executable, str(ROOT / "tests" / "launch_stand_ins.py"))
 REAL = (sys.executable, "-m", "tools.launcher")
+KERNELS = ROOT / "build" / "kernels"  # compiled once for all tests
 WAIT_SECONDS = 30.0            # for anything that takes far less; a loaded machine takes its time
 
 
@@ -81,12 +82,12 @@ class Launched:
     def said(self):
         return self.output.read_text(encoding="utf-8")
 
-    def serving(self):
+    def serving(self, seconds=WAIT_SECONDS):
         """This exchange, once its launcher says that it serves."""
         def says_so():
             assert self.process.poll() is None, self.said()
             return "Serving at" in self.said()
-        wait_for(says_so, "the launcher's word")
+        wait_for(says_so, "the launcher's word", seconds)
         return self
 
     def ended(self):

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from shm import configuration
-from shm.process import Process
+from shm.process import Process, die_with_parent
 from tools.launcher import role_of
 
 BEAT_SECONDS = 0.2
@@ -42,6 +42,7 @@ def main():
     parser.add_argument("--data", type=Path)
     parser.add_argument("--index")
     parser.add_argument("--http", default="")
+    die_with_parent()
     options = parser.parse_args()
     settings = configuration.load(options.config)
     name = f"gateway-{options.index}" if options.name == "gateway" else options.name

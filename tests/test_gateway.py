@@ -2,6 +2,7 @@
 import asyncio
 import os
 import random
+import struct
 import threading
 import time
 import uuid
@@ -10,11 +11,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import gateways.bridge as bridge_module
 from gateways.bridge import Bridge, MatcherGone, ServiceTimeout, ServiceUnavailable
 from gateways.messages import Reply, make_command
 from pipeline.replica import Replica
 from shm import configuration, doorbell, segments
-from shm.records import COMMAND, REPLY_SLOT_BYTES, Kind, Result
+from shm.doorbell import announce_sleep
+from shm.gateway_rings import want_room
+from shm.records import COMMAND, ORDER, REPLY_SLOT_BYTES, Kind, Result, struct_format
 from shm.ring import copy_in, copy_out
 from shm.segments import CommandWord, CounterWord, JournalWord, ReplyWord, RingSizes, Role, SleeperWord
 
@@ -24,6 +28,7 @@ SETTINGS = configuration.parse({
     "markets": [{"name": "BTCUSD", "stock": "BTC", "money": "USD", "stock_prec": 8, "money_prec": 2}],
 })
 TIMEOUT_MS = 400
+ORDER_STRUCT = struct.Struct(struct_format(ORDER))
 
 
 class Rings:
@@ -120,6 +125,18 @@ def deposit(user_id, business_id, detail=b"{}", amount=10**20):
         change_high=amount >> 64, label=b"d", label_bytes=1)
 
 
+def record_of(command):
+    return np.frombuffer(command.slots, COMMAND, 1)[0]
+
+
+def fill_book(replica):
+    """101 asks, order ids from 1, behind the rings."""
+    replica.apply(record_of(deposit(9, 0, amount=10**24)), b"{}", 1)
+    for number in range(101):
+        replica.apply(record_of(make_command(
+            Kind.PUT_LIMIT, user_id=9, side=1, amount=10**8, price=800_000 + number)), b"", 1)
+
+
 def book(limit):
     return make_command(Kind.LIST_BOOK, limit, side=1, limit=limit)
 
@@ -154,6 +171,9 @@ def test_calls_of_one_tick_are_one_batch_and_each_gets_its_own_reply(rings):
         replies = [Reply(message).header for message in await asyncio.gather(*calls)]
         assert [reply.sequence for reply in replies] == sorted(reply.sequence for reply in replies)
         assert all(reply.result == Result.OK and reply.kind == Kind.UPDATE_BALANCE for reply in replies)
+        wakeups = int(memory.process.counters[CounterWord.WAKEUPS])
+        await asyncio.sleep(0.05)
+        assert memory.process.counters[CounterWord.WAKEUPS] == wakeups, "it does not sleep"
     asyncio.run(run())
     counters = memory.process.counters
     assert counters[CounterWord.RECORDS] == counters[CounterWord.LARGEST_BATCH] == 10
@@ -167,6 +187,7 @@ def test_a_slow_matcher_is_never_given_more_than_its_replies_have_room_for(rings
     """Random commands with small and large replies and payloads, rings that wrap; the Pipeline asserts the room."""
     memory = rings()
     pipeline = Pipeline(memory)
+    fill_book(pipeline.replica)
     chance = random.Random(7)
 
     async def run():
@@ -184,6 +205,9 @@ def test_a_slow_matcher_is_never_given_more_than_its_replies_have_room_for(rings
                     await asyncio.sleep(chance.random() * 0.2)
                     continue
                 assert reply.header.kind == command.kind
+                if command.kind == Kind.LIST_BOOK:
+                    order_ids = [row[0] for row in reply.rows(ORDER_STRUCT, reply.header.rows)]
+                    assert order_ids == list(range(1, int(record_of(command)["limit"]) + 1))
                 return command
 
         async def work():
@@ -249,6 +273,54 @@ def test_a_gateway_that_waits_for_room_is_rung_when_there_is_some(rings):
         pipeline.answer()
         await asyncio.gather(*calls)
     asyncio.run(run())
+
+
+def test_room_that_comes_just_before_it_is_wanted_is_found_without_a_bell(rings, monkeypatch):
+    memory = rings()
+    pipeline = Pipeline(memory)
+
+    def freed_just_before(commands, row, wanted):
+        if wanted and memory.memory.sleepers.words[Role.GATEWAY, SleeperWord.ASLEEP] == 0:
+            assert commands[row, CommandWord.ROOM_WANTED] == 0
+            pipeline.answer()  # sees that nobody wants room or sleeps: it does not ring
+        return want_room(commands, row, wanted)
+    monkeypatch.setattr(bridge_module, "want_room", freed_just_before)
+
+    async def run():
+        bridge = attached(memory)
+        calls = [asyncio.ensure_future(bridge.call(deposit(1, number, b"x" * 5000))) for number in range(2)]
+        await published(memory)  # 56 of 64 slots
+        memory.memory.sleepers.words[Role.GATEWAY, SleeperWord.ASLEEP] = 0
+        calls.append(asyncio.ensure_future(bridge.call(deposit(1, 2, b"x" * 5000))))
+        await asyncio.sleep(0.01)
+        assert memory.process.counters[CounterWord.BATCHES] == 2
+        doorbell.ring(pipeline.bell)
+        await answered(asyncio.gather(*calls), pipeline)
+    asyncio.run(run())
+
+
+def test_a_reply_that_comes_just_before_the_sleep_flag_is_found_without_a_bell(rings, monkeypatch):
+    memory = rings()
+    pipeline = Pipeline(memory)
+    released = []
+
+    def released_just_before(sleepers, role):
+        if pipeline.apply() and not released:
+            assert sleepers[role, SleeperWord.ASLEEP] == 0
+            pipeline.release()  # sees that nobody sleeps: it does not ring
+            released.append(True)
+        announce_sleep(sleepers, role)
+
+    async def run():
+        bridge = attached(memory)
+        await asyncio.sleep(0.01)
+        monkeypatch.setattr(doorbell, "announce_sleep", released_just_before)
+        call = asyncio.ensure_future(bridge.call(deposit(1, 1)))
+        await published(memory)
+        doorbell.ring(pipeline.bell)
+        assert Reply(await call).header.result == Result.OK
+    asyncio.run(run())
+    assert released
 
 
 def test_a_reply_after_the_timeout_is_dropped_and_its_room_comes_back(rings):
@@ -342,7 +414,7 @@ def test_a_reply_to_nobodys_request_is_a_defect(rings):
 
     async def run():
         attached(memory)
-        pipeline.replica.apply(np.frombuffer(book(1).slots, COMMAND, 1)[0], b"", 1)
+        pipeline.replica.apply(record_of(book(1)), b"", 1)
         pipeline._write_reply(pipeline.replica.reply_message())
         pipeline.release()
         await asyncio.sleep(0.05)

@@ -220,6 +220,14 @@ def test_a_body_far_beyond_the_limit_is_413_before_it_is_sent(connection, size):
     assert too_large(connection, size)
 
 
+def test_a_chunked_body_far_beyond_the_limit_is_answered_once(connection):
+    chunk = b"1000\r\n" + b" " * 4096 + b"\r\n"
+    count = 17 * BODY_BYTES_MAX // 4096
+    connection.send(post(chunk * count + b"0\r\n\r\n", "Transfer-Encoding: chunked"))
+    assert connection.receive()[0].startswith("HTTP/1.1 413 ")
+    assert connection.is_closed()
+
+
 def test_an_endless_chunked_body_is_cut_off(connection):
     connection.send(post(b"", "Transfer-Encoding: chunked"))
     with pytest.raises(OSError):

@@ -131,7 +131,7 @@ def test_a_record_cut_to_fewer_slots_or_lengthened_by_zeros_has_another_chain_va
 def whole_in(words):
     """The sequences of the runs in these slots, as (first, last)."""
     content = _Memory(words)
-    return [(run.first_sequence, run.last_sequence) for run in runs_of(content)[0] if run.first_sequence]
+    return [(run.first_sequence, run.last_sequence) for run in runs_of(content, lambda: None)[0] if run.first_sequence]
 
 
 class _Memory:
@@ -141,8 +141,8 @@ class _Memory:
         self.slots = np.ascontiguousarray(words).reshape(-1, SLOT_WORDS)
         self.slots.flags.writeable = False
 
-    def check_readable(self):
-        pass
+    def check_readable(self, progress):
+        progress()
 
 
 def test_zeros_and_ones_hold_no_record():
@@ -203,6 +203,14 @@ def test_records_come_back_as_they_were_written_through_several_segments(directo
     assert (found.end_sequence, found.end_chain, found.highest_known_synced) == (10, int(history.chain), 3)
     assert found.remains == []
     assert places(directory) == [(1, 1, 4), (2, 5, 5), (3, 6, 10)]
+
+
+def test_a_long_reading_shows_that_it_goes_on(directory):
+    for number in (1, 2, 3):
+        write_segment(directory, INSTANCE, number, [], HEADER_BYTES + 8192 * SLOT_BYTES)
+    calls = []
+    journal.spans(directory, INSTANCE, progress=lambda: calls.append(True))
+    assert len(calls) == 3 * 3  # once a megabyte
 
 
 def test_reading_from_any_sequence_on_skips_just_those_before(directory):
@@ -402,7 +410,7 @@ def test_a_file_that_the_disk_cannot_read_is_refused_in_words(directory, monkeyp
     content = SegmentContent(segment_file.segments_of(directory, INSTANCE)[0])
     monkeypatch.setattr(segment_content, "open", lambda *_, **__: BadSector(), raising=False)
     with pytest.raises(JournalRefused, match=f"{path} cannot be read at offset 0 .Input/output error.: restore"):
-        content.check_readable()
+        content.check_readable(lambda: None)
 
 
 # --- what does not belong there
@@ -529,9 +537,11 @@ def test_any_mixture_of_histories_is_read_as_the_rule_says(tmp_path_factory, see
 
 def prepared(directory, number=1, segment_bytes=SEGMENT_BYTES):
     directory.mkdir(exist_ok=True)
-    upcoming = NextSegment(directory, INSTANCE, segment_bytes, wake=lambda: None)
+    woken = []
+    upcoming = NextSegment(directory, INSTANCE, segment_bytes, wake=lambda: woken.append(True))
     upcoming.prepare(number)
     upcoming.wait()
+    assert woken == [True]
     return upcoming
 
 
@@ -567,6 +577,7 @@ def test_a_segment_that_an_earlier_process_prepared_is_taken_over_if_it_is_the_r
         before = (directory / "next.prepared").stat().st_ino
         keep = os.open(directory / "next.prepared", os.O_RDONLY)  # so that its inode is not used again
         anew = prepared(directory, **other)
+        assert [path.name for path in directory.iterdir()] == ["next.prepared"]
         assert anew.ready and (directory / "next.prepared").stat().st_ino != before
         os.close(keep)
 

@@ -1,18 +1,12 @@
-"""The journaler lets nothing out that is not on disk, whatever dies: step by step in this process, and as a process."""
+"""The journaler lets nothing out that is not on disk, whatever dies: step by step, in this process."""
 import errno
 import json
 import os
 import random
 import resource
 import shutil
-import signal
 import subprocess
-import sys
-import tempfile
-import time
-import types
 import uuid
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,115 +15,32 @@ from pipeline import journal, journaling, segment_file
 from pipeline.chain import SLOT_BYTES
 from pipeline.journal import JournalDamaged
 from pipeline.journaling import Defect, Journaler
-from pipeline.release import CURSOR, journal_word, set_journal_word
+from pipeline.release import set_journal_word
 from pipeline.segment_file import HEADER_BYTES, JournalRefused
 from shm import doorbell, segments
 from shm.records import CONFIGURATION_GATEWAY, JOURNAL
-from shm.segments import CommandWord, CounterWord, EventWord, JournalWord, ReplyWord, RingSizes, Role
-from tests.fake_matcher import FakeMatcher, History, write_segment
+from shm.segments import CommandWord, EventWord, JournalWord, ReplyWord, Role
+from tests.fake_matcher import History, write_segment
+from tests.journaler_world import (
+    MODES,
+    SEGMENT_BYTES,
+    Disk,
+    Killed,
+    World,
+    broken_sync,
+    check_words,
+    some_load,
+    trace,
+)
 
-RINGS = RingSizes(gateways=2, command_slots=64, reply_slots=128, journal_slots=128, event_slots=64)
 RESERVE_SLOTS = 128 + 2 * (64 + 44)
-SEGMENT_BYTES = HEADER_BYTES + 400 * SLOT_BYTES
 ORDER = {  # of the model: what becomes of a span once it is written
     "always": ["sync", "synced word", "reply tails", "released positions", "ring head"],
     "interval": ["reply tails", "released positions"],
     "none": ["reply tails", "released positions", "followable word", "ring head"],
 }
 AT_THE_INTERVAL = ["sync", "synced word", "ring head"]
-READ_ONLY = {
-    "always": ["reply tails", "released positions", "ring head"],
-    "interval": ["reply tails", "released positions", "ring head"],
-    "none": ["reply tails", "released positions", "ring head"],
-}
-MODES = sorted(ORDER)
-ROOT = Path(__file__).resolve().parents[1]
-WAIT_SECONDS = 120.0           # for anything that takes far less; the first process compiles its kernels
-
-
-class Killed(Exception):
-    """The journaler ends here as by kill -9: it does nothing more, and nobody closes anything."""
-
-
-class StandIn:
-    """What the journaler needs of its process."""
-    name, role, stopping = "journaler", int(Role.JOURNALER), False
-
-    def __init__(self, data, memory):
-        self.data, self.memory, self.counters = data, memory, memory.counters.words[int(Role.JOURNALER)]
-
-    def beat(self):
-        self.counters[CounterWord.HEARTBEAT_NS] += 1
-
-
-class World:
-    """A data directory with shared memory, a matcher and one journaler after the other."""
-
-    def __init__(self, data, sizes=RINGS):
-        self.data, self.sizes, self.instance = data, sizes, uuid.uuid4()
-        (data / "run").mkdir(parents=True)
-        (data / "instance").write_text(f"{self.instance}\n")
-        self.generation, self.matcher, self.journaler = 0, None, None
-        self.renew_memory()
-
-    @property
-    def directory(self):
-        return self.data / "journal"
-
-    def renew_memory(self):
-        """As a reboot: all rings anew."""
-        self.generation += 1
-        self.memory = segments.create(self.instance, self.sizes, self.generation)
-
-    def start(self, mode="always", interval_ms=3_600_000, segment_bytes=SEGMENT_BYTES):
-        """A new journaler, with its next segment ready. Of the one before, nothing is left but its files and words."""
-        self.bury()
-        self.journaler = Journaler(StandIn(self.data, self.memory), types.SimpleNamespace(
-            sync=mode, sync_interval_ms=interval_ms, segment_bytes=segment_bytes))
-        self.journaler.start()
-        self.journaler.next_segment.wait()
-        return self.journaler
-
-    def bury(self):
-        """Close the descriptors of a journaler that does nothing more, as its death would."""
-        if self.journaler is not None:
-            dead = self.journaler
-            dead.next_segment.wait()
-            for bell in (dead._bell, dead._matcher_bell, dead._publisher_bell, *dead._gateway_bells):
-                os.close(bell)
-            if dead.segment is not None:
-                os.close(dead.segment._descriptor)
-
-    def open(self, mode="always", **options):
-        """A new journaler, and a matcher behind it that goes on where the journal ends."""
-        journaler = self.start(mode, **options)
-        self.matcher = FakeMatcher(self.memory)
-        found = journal.spans(self.directory, self.instance)
-        self.matcher.sequence, self.matcher.chain = found.end_sequence, np.uint64(found.end_chain)
-        return journaler
-
-    def drain(self):
-        """All that the ring holds, through do_work."""
-        while self.journaler.do_work() or self.journaler.span["end"] != journal_word(self.memory.journal.words, CURSOR):
-            self.journaler.next_segment.wait()
-
-    def word(self, word, gateway=0):
-        segment = {JournalWord: self.memory.journal, EventWord: self.memory.events, CommandWord: self.memory.commands,
-                   ReplyWord: self.memory.replies}[type(word)]
-        return int(segment.words[gateway, word])
-
-    def words(self):
-        """Every word that the journaler moves."""
-        found = {name: self.word(word) for name, word in {
-            "synced": JournalWord.SYNCED, "followable": JournalWord.FOLLOWABLE, "head": JournalWord.HEAD,
-            "opened": JournalWord.OPENED, "visible": EventWord.VISIBLE}.items()}
-        for gateway in range(self.sizes.gateways):
-            found[f"reply tail {gateway}"] = self.word(ReplyWord.TAIL, gateway)
-            found[f"released {gateway}"] = self.word(CommandWord.RELEASED, gateway)
-        return found
-
-    def sequences(self):
-        return [int(record["sequence"]) for record, _ in journal.records(self.directory, self.instance)]
+READ_ONLY = ["reply tails", "released positions", "ring head"]
 
 
 @pytest.fixture
@@ -138,20 +49,6 @@ def world(tmp_path):
     yield world
     world.bury()
     segments.unlink(world.instance)
-
-
-def trace(journaler, see):
-    """Call `see(name)` after each step of this journaler, the write of a span among them."""
-    def seen(name, step):
-        def call(*arguments):
-            result = step(*arguments)
-            if name != "write" or result and journaler.span["staged_slots"] > 0:
-                see(name)
-            return result
-        return call
-    journaler._write = seen("write", journaler._write)
-    for name, step in journaler.steps.items():
-        journaler.steps[name] = seen(name, step)
 
 
 def steps_of(journaler):
@@ -183,7 +80,7 @@ def test_a_span_of_reads_writes_and_syncs_nothing(world, mode):
     world.matcher.read(0)
     world.matcher.read(1)
     assert journaler.do_work() == 2
-    assert names == READ_ONLY[mode]
+    assert names == READ_ONLY
     assert world.word(ReplyWord.TAIL, 0) == world.word(ReplyWord.TAIL, 1) == 3
     assert world.word(CommandWord.RELEASED, 0) == world.word(CommandWord.RELEASED, 1) == 1
     assert world.word(JournalWord.HEAD) == 2
@@ -210,87 +107,6 @@ def test_a_record_of_the_configuration_moves_no_gateways_words(world):
     journaler.do_work()
     assert world.sequences() == [1] and world.word(JournalWord.HEAD) == 1 and world.word(EventWord.VISIBLE) == 2
     assert world.word(ReplyWord.TAIL) == world.word(CommandWord.RELEASED) == 0
-
-
-class Disk:
-    """What is on disk, as the calls of the segment files promise it: watched through the `os` they use."""
-
-    def __init__(self, world, monkeypatch):
-        self.world, self.synced, self.names, self.failed = world, {}, set(), set()
-        for name in ("fdatasync", "fsync"):
-            monkeypatch.setattr(segment_file.os, name, self._watch(getattr(os, name)))
-
-    def _watch(self, real):
-        def sync(descriptor):
-            stat = os.fstat(descriptor)
-            if os.path.isdir(f"/proc/self/fd/{descriptor}"):
-                self.names |= {path.name for path in self.world.directory.glob("*.journal")}
-            else:
-                assert stat.st_ino not in self.failed, "a file was synced again after its sync had failed"
-                with open(f"/proc/self/fd/{descriptor}", "rb") as file:
-                    self.synced[stat.st_ino] = file.read()
-            return real(descriptor)
-        return sync
-
-    def survivors(self, rng):
-        """{name: content} of the segments after a power cut that keeps what was synced and any part of the rest."""
-        kept = {}
-        for path in sorted(self.world.directory.glob("*.journal")):
-            if path.name not in self.names and rng.random() < 0.5:
-                continue
-            old, new = self.synced[path.stat().st_ino], path.read_bytes()
-            content = bytearray(old)
-            for offset in range(HEADER_BYTES, len(old), SLOT_BYTES):
-                if rng.random() < 0.6:
-                    content[offset:offset + SLOT_BYTES] = new[offset:offset + SLOT_BYTES]
-                elif rng.random() < 0.3:
-                    half = offset + rng.randrange(SLOT_BYTES)
-                    content[offset:half] = new[offset:half]
-            kept[path.name] = bytes(content)
-        return kept
-
-    def sequence(self):
-        """How far the journal reaches with nothing but what is on disk."""
-        scratch = self.world.data / "surely"
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-        for path in self.world.directory.glob("*.journal"):
-            if path.name in self.names:
-                (scratch / path.name).write_bytes(self.synced[path.stat().st_ino])
-        return journal.spans(scratch, self.world.instance).end_sequence
-
-
-def check_words(world, disk, mode):
-    """Nothing is shown that may not be: the promise of each mode, for the words as they are now."""
-    written = journal.spans(world.directory, world.instance).end_sequence
-    durable = disk.sequence()
-    assert world.word(JournalWord.SYNCED) <= durable
-    shown = durable if mode == "always" else written
-    followable = written if mode == "none" else durable
-    assert world.word(JournalWord.FOLLOWABLE) <= followable
-    for cursor, sequence, gateway, position, reply_end in world.matcher.stamps:
-        if gateway != CONFIGURATION_GATEWAY:
-            if world.word(ReplyWord.TAIL, gateway) >= reply_end:
-                assert sequence <= shown, "a reply is visible, but its record is not where it should be"
-            if world.word(CommandWord.RELEASED, gateway) >= position:
-                assert world.word(ReplyWord.TAIL, gateway) >= reply_end, "released before its reply is visible"
-        if world.word(JournalWord.HEAD) >= cursor:
-            assert sequence <= (written if mode == "none" else durable), "left the ring, but not on disk"
-            if gateway != CONFIGURATION_GATEWAY:
-                assert world.word(CommandWord.RELEASED, gateway) >= position, "left the ring before it was released"
-
-
-def some_load(matcher, rng, most):
-    """A few commands of either kind, published at once or one by one."""
-    for _ in range(rng.randrange(most)):
-        payload = bytes(rng.choice((0, 0, 0, 40, 300)))
-        if matcher.room <= 3:
-            break
-        if rng.random() < 0.7:
-            matcher.write(rng.choice((0, 0, 1, CONFIGURATION_GATEWAY)), payload, publish=rng.random() < 0.5)
-        else:
-            matcher.read(rng.randrange(2), publish=rng.random() < 0.5)
-    matcher.publish()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -730,14 +546,6 @@ def test_a_record_that_was_changed_in_the_ring_is_a_defect(world):
 # --- a disk that fails
 
 
-def broken_sync(monkeypatch, disk=None):
-    def fail(descriptor):
-        if disk is not None:
-            disk.failed.add(os.fstat(descriptor).st_ino)
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-    monkeypatch.setattr(segment_file.os, "fdatasync", fail)
-
-
 @pytest.mark.parametrize("mode", ["always", "interval"])
 def test_a_failed_sync_publishes_nothing_and_the_next_journaler_uses_another_file(world, mode, monkeypatch):
     disk = Disk(world, monkeypatch)
@@ -764,6 +572,32 @@ def test_a_failed_sync_publishes_nothing_and_the_next_journaler_uses_another_fil
     assert world.sequences() == [1, 2] and disk.sequence() == 2
     assert world.word(JournalWord.SYNCED) == world.word(JournalWord.HEAD) == 2
     assert len(list(world.directory.glob("*.journal"))) == 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_broken_disk_is_not_filled_with_segments_that_hold_nothing(world, mode, monkeypatch):
+    # given a disk that syncs nothing any more, and a journaler that is started again and again
+    world.open(mode, interval_ms=0)
+    world.matcher.write(0)
+    world.drain()
+    broken_sync(monkeypatch)
+    for _ in range(4):
+        world.matcher.write(0)
+        journaler = world.start(mode, interval_ms=0)
+        try:
+            journaler.do_work()
+            journaler.finish()
+        except OSError:
+            journaler.abandon()
+    # then each took its segment away, but with `none`, where records have left the ring
+    names = [path.name for path in sorted(world.directory.glob("*.journal"))]
+    assert names == ([f"{number:08}.journal" for number in range(1, 6)] if mode == "none" else ["00000001.journal"])
+    # and nothing is lost
+    monkeypatch.undo()
+    world.start(mode, interval_ms=0)
+    world.drain()
+    assert world.sequences() == [1, 2, 3, 4, 5]
+    assert world.word(JournalWord.HEAD) == 5
 
 
 def test_a_failed_write_publishes_nothing(world):
@@ -839,6 +673,7 @@ def test_a_full_disk_refuses_new_writes_in_time_and_what_has_entered_still_fits(
     journaler.do_work()
     assert world.word(JournalWord.REFUSING) == 0 and not journaler.stalled
     assert world.word(ReplyWord.TAIL, 0) == world.matcher.reply_ends[0]
+    journaler.next_segment.wait()
     together = world.data / "together"
     shutil.copytree(small_disk, together)
     shutil.move(moved, together / moved.name)
@@ -902,7 +737,7 @@ def test_a_start_rings_every_bell_that_may_be_owed_whatever_the_flags_say(world)
     for _ in range(2):
         assert not any(is_rung(bell) for bell in bells.values())
         world.start()
-        assert all([is_rung(bell) for bell in bells.values()])
+        assert [name for name, bell in bells.items() if is_rung(bell)] == list(bells)
 
 
 def test_a_span_wakes_the_sleepers_it_has_something_for(world):
@@ -938,203 +773,3 @@ def test_a_stop_writes_and_syncs_what_the_ring_holds(world, mode, monkeypatch):
     assert disk.sequence() == 3 and world.word(ReplyWord.TAIL, 0) == 6
     if mode != "none":
         assert world.word(JournalWord.HEAD) == world.word(JournalWord.SYNCED) == 3
-
-
-# --- as a process
-
-
-KERNELS = tempfile.TemporaryDirectory(prefix="exchange-journaler-kernels-")
-SETTINGS = """
-[journal]
-sync = "{sync}"
-sync_interval_ms = 20
-segment_bytes = {segment_bytes}
-[rings]
-command_slots = 64
-reply_slots = 256
-journal_slots = 128
-event_slots = 64
-[http]
-gateways = 2
-[cache]
-directory = "{kernels}"
-[[assets]]
-name = "BTC"
-prec_save = 20
-[[assets]]
-name = "USDT"
-prec_save = 20
-[[markets]]
-name = "BTCUSDT"
-stock = "BTC"
-money = "USDT"
-stock_prec = 8
-money_prec = 8
-min_amount = "0.001"
-"""
-
-
-class Running:
-    """A journaler process on a world's data directory; the test holds the other end of the rings."""
-
-    def __init__(self, world, sync="always", **options):
-        self.world, self.config = world, world.data / "exchange.toml"
-        self.config.write_text(SETTINGS.format(sync=sync, segment_bytes=135168, kernels=KERNELS.name))
-        self.log = open(world.data / "journaler.log", "ab")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.launch_journaler", "--config", str(self.config), "--data", str(world.data)],
-            cwd=ROOT, stderr=self.log, **options)
-
-    @property
-    def counters(self):
-        return self.world.memory.counters.words[int(Role.JOURNALER)]
-
-    def is_ready(self):
-        assert self.process.poll() is None, (self.world.data / "journaler.log").read_text()
-        return (self.counters[CounterWord.READY], self.counters[CounterWord.PID]) == (1, self.process.pid)
-
-    def end(self, number):
-        self.process.send_signal(number)
-        return self.process.wait(WAIT_SECONDS)
-
-    def said(self):
-        return (self.world.data / "journaler.log").read_text()
-
-
-def wait_for(holds, what):
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.001)
-
-
-@pytest.fixture
-def run(tmp_path):
-    world = World(tmp_path / "data", RingSizes(2, 64, 256, 128, 64))
-    started = []
-
-    def start(*arguments, **options):
-        started.append(Running(world, *arguments, **options))
-        return started[-1]
-    yield types.SimpleNamespace(world=world, start=start)
-    for running in started:
-        if running.process.poll() is None:
-            running.process.kill()
-            running.process.wait()
-        running.log.close()
-    segments.unlink(world.instance)
-
-
-def submit(world, bell, rng, load=some_load):
-    """A few commands, and the bell."""
-    load(world.matcher, rng, 12)
-    doorbell.ring_if_asleep(world.memory.sleepers.words, int(Role.JOURNALER), bell)
-
-
-def all_out(world):
-    return all(world.word(CommandWord.RELEASED, gateway) == position
-               for gateway, position in world.matcher.positions.items())
-
-
-@pytest.mark.parametrize("sync", MODES)
-def test_a_journaler_process_serves_sleeps_and_stops(run, sync):
-    world, rng = run.world, random.Random(1)
-    running = run.start(sync)
-    wait_for(running.is_ready, "ready")
-    world.matcher = FakeMatcher(world.memory)
-    bell = doorbell.open_bell(world.data / "run", "journaler")
-    # given commands now and then, so that it sleeps in between
-    for _ in range(100):
-        submit(world, bell, rng)
-        wait_for(lambda: all_out(world), "the replies")
-    wait_for(lambda: world.word(JournalWord.HEAD) == world.matcher.cursor, "the ring's head")
-    assert running.counters[CounterWord.RECORDS] == len(world.matcher.stamps)
-    assert 1 <= running.counters[CounterWord.LARGEST_BATCH] <= 12
-    assert running.counters[CounterWord.SEQUENCE] == (0 if sync == "none" else world.matcher.sequence)
-    # when nothing happens, it wakes once a second to beat
-    time.sleep(0.2)
-    wakeups, beat = (int(running.counters[word]) for word in (CounterWord.WAKEUPS, CounterWord.HEARTBEAT_NS))
-    time.sleep(2.5)
-    assert running.counters[CounterWord.WAKEUPS] - wakeups in (2, 3)
-    assert running.counters[CounterWord.HEARTBEAT_NS] - beat > 1_900_000_000
-    # when it is told to stop with work in the ring, it does the work, at once
-    some_load(world.matcher, rng, 12)
-    began = time.monotonic()
-    assert running.end(signal.SIGTERM) == 0, running.said()
-    assert time.monotonic() - began < 0.9
-    assert all_out(world) and world.sequences() == list(range(1, world.matcher.sequence + 1))
-    os.close(bell)
-
-
-@pytest.mark.parametrize("sync", MODES)
-def test_kill_9_under_load_again_and_again_loses_and_doubles_nothing(run, sync):
-    world, rng = run.world, random.Random(2)
-    running = run.start(sync)
-    wait_for(running.is_ready, "ready")
-    world.matcher = FakeMatcher(world.memory)
-    bell = doorbell.open_bell(world.data / "run", "journaler")
-    last, chains = world.words(), []
-    for _ in range(6):
-        end = time.monotonic() + rng.uniform(0.05, 0.3)
-        while time.monotonic() < end:
-            before = world.matcher.sequence
-            submit(world, bell, rng)
-            chains += [None] * (world.matcher.sequence - before)
-            now = world.words()
-            assert all(now[word] >= last[word] for word in now), (last, now)
-            last = now
-        running.end(signal.SIGKILL)
-        some_load(world.matcher, rng, 8)
-        running = run.start(sync)
-        wait_for(running.is_ready, "ready again")
-    wait_for(lambda: all_out(world), "the replies")
-    wait_for(lambda: world.word(JournalWord.HEAD) == world.matcher.cursor, "the ring's head")
-    found = journal.spans(world.directory, world.instance)
-    assert (found.end_sequence, found.end_chain) == (world.matcher.sequence, int(world.matcher.chain))
-    assert world.sequences() == list(range(1, world.matcher.sequence + 1))
-    assert world.word(EventWord.VISIBLE) == world.matcher.event_end
-    assert not (world.data / "log" / "fatal.log").exists()
-    assert running.end(signal.SIGTERM) == 0
-    os.close(bell)
-
-
-def fatal_text(world):
-    line, = (world.data / "log" / "fatal.log").read_text().splitlines()
-    return json.loads(line)["text"]
-
-
-def test_damage_stops_the_process_with_file_offset_and_advice(run):
-    history = History()
-    path = write_segment(run.world.directory, run.world.instance, 1,
-                         [*history.records(3), history.record(known_synced=3)], SEGMENT_BYTES)
-    content = bytearray(path.read_bytes())
-    content[HEADER_BYTES + SLOT_BYTES + 1] ^= 4
-    path.write_bytes(content)
-    running = run.start()
-    assert running.process.wait(WAIT_SECONDS) == 1
-    assert f"{path} at offset {HEADER_BYTES + SLOT_BYTES}: the record of sequence 2 is" in fatal_text(run.world)
-    assert run.world.word(JournalWord.OPENED) == 0
-
-
-def test_a_disk_that_cannot_be_written_ends_the_process_and_keeps_the_reply_back(run):
-    # given a limit on the size of files that leaves room for the next segment but is lowered later
-    world = run.world
-    running = run.start()
-    wait_for(running.is_ready, "ready")
-    world.matcher = FakeMatcher(world.memory)
-    bell = doorbell.open_bell(world.data / "run", "journaler")
-    world.matcher.write(0)
-    doorbell.ring(bell)
-    wait_for(lambda: all_out(world), "the reply")
-    resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (HEADER_BYTES + SLOT_BYTES, -1))
-    world.matcher.write(0)
-    doorbell.ring(bell)
-    assert running.process.wait(WAIT_SECONDS) == 1
-    assert "the journal cannot be written: [Errno 27] File too large" in running.said()
-    assert world.word(ReplyWord.TAIL) == 3 and world.word(JournalWord.HEAD) == 1
-    # when the next one may write, it is let out
-    running = run.start()
-    wait_for(lambda: all_out(world), "the reply")
-    assert world.sequences() == [1, 2]
-    assert running.end(signal.SIGTERM) == 0
-    os.close(bell)

@@ -12,13 +12,24 @@ from pathlib import Path
 
 import launch_stand_ins
 import pytest
-from launched import ROOT, STAND_INS, WAIT_SECONDS, Launched, free_port, is_running, settings_with, wait_for
+from launched import (
+    KERNELS,
+    REAL,
+    ROOT,
+    STAND_INS,
+    WAIT_SECONDS,
+    Launched,
+    free_port,
+    is_running,
+    settings_with,
+    wait_for,
+)
 
 import run_exchange
 from shm import configuration, kernel_cache, role_lock, segments
 from shm.process import instance_of
 from tools import supervisord_conf
-from tools.launcher import check_address
+from tools.launcher import FIRST_REQUEST, check_address
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +156,25 @@ def test_a_data_directory_may_be_deep_and_oddly_named(folder, tmp_path):
         assert not short.exists()
 
 
+COMPILE_SECONDS = 300          # on a loaded machine
+
+
+def test_the_real_processes_serve_survive_kills_and_stop_well(tmp_path):
+    settings = settings_with(http={"gateways": 2}, cache={"directory": str(KERNELS)})
+    with Launched(tmp_path / "data", settings, program=REAL) as exchange:
+        pids = exchange.serving(COMPILE_SECONDS).pids()
+        time.sleep(0.5)  # the watcher saw every page
+        for name in pids:
+            old_pid = exchange.kill(name)
+            exchange.back(name, old_pid)
+            wait_for(lambda: exchange.post(FIRST_REQUEST) == 200, f"an answer after the end of {name}")
+        exchange.process.terminate()
+        assert exchange.ended() == 0
+        stops = re.findall(r"stopped: ([a-z]+)\S* (.*)", exchange.log("supervisord"))
+        order = ("watcher", "gateway", "gateway", "matcher", "journaler")
+        assert stops == [(kind, "(exit status 0)") for kind in order]
+
+
 def test_a_data_directory_that_supervisord_cannot_take_is_refused(tmp_path):
     for name in ("a ;b", "100%"):
         exchange = Launched(tmp_path / name)
@@ -260,6 +290,12 @@ def test_a_failed_compilation_says_what_the_compiler_said_and_leaves_nothing_com
     _out, error = failing.communicate("", WAIT_SECONDS)
     assert "CompilationFailed" in error and "no room" in error
     assert not list(tmp_path.glob("kernels-*/COMPLETE"))
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    _out, error = compile_in_another_process(tmp_path / "file").communicate("", WAIT_SECONDS)
+    assert f"the kernel cache {tmp_path / 'file'} cannot be used" in error and "[cache] directory" in error
 
 
 def test_a_changed_source_or_setting_has_another_place_for_its_kernels(tmp_path, monkeypatch):

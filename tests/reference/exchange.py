@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
 
 from . import arguments
-from .arguments import WHOLE_UNITS_MAX, Refused, require
+from .arguments import INT64_MAX, WHOLE_UNITS_MAX, Refused, require
 from .book import ASK, BID, LIMIT, MARKET, Book, Order
 from .decimals import CUT, EXACT, ZERO, cut, fmt
 from .ledger import Ledger
@@ -405,5 +405,8 @@ def _counts_money(order):
 
 
 def _wanted(taker, price, market):
-    """The stock that the taker still wants, or can still buy at `price`."""
-    return cut(CUT.divide(taker.left, price), market.stock_prec) if _counts_money(taker) else taker.left
+    """The stock that the taker still wants, or can still buy at `price`: a 64-bit integer of its units in all."""
+    if not _counts_money(taker):
+        return taker.left
+    room = Decimal(INT64_MAX).scaleb(-market.stock_prec) - taker.deal_stock
+    return min(cut(CUT.divide(taker.left, price), market.stock_prec), room)

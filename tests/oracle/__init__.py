@@ -1,0 +1,1 @@
+"""Random commands through the core and through the reference exchange, compared step by step."""

@@ -1,0 +1,176 @@
+"""Sends orders of a flow to one market, as many users, and knows what must have come of them.
+
+`call(method, *params)` reaches the exchange, over HTTP or in this process: it returns the result or raises
+CallRefused. `find_trades` says which trades an order made.
+"""
+import zlib
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
+from typing import NamedTuple
+
+from tools.http_client import CallRefused
+from tools.order_flow import ASK, BID
+from tools.report import Failed
+
+USER_FIRST = 1_000_001         # no user of anybody's, one would think
+USERS = 100
+TAKER_FEE, MAKER_FEE = "0.002", "0.001"
+FUNDS_FACTOR = 10              # times what the orders can need: enough for further runs with the same deposits
+BOOK_PAGE = 100
+
+
+class Made(NamedTuple):
+    """A trade that an order made, by id of the order that was resting."""
+    maker_id: int
+    price: Decimal
+    amount: Decimal
+
+
+@dataclass
+class Resting:
+    key: object
+    user: int
+    order_id: int
+    side: int
+    price: Decimal
+    left: Decimal
+
+
+class Trader:
+    def __init__(self, call, market, find_trades):
+        """`market`: its row of market.list. `find_trades(trader, order)` gives [Made] for an order object that has
+        deals; it is called before the trader counts them in.
+        """
+        self.call, self.market, self._find_trades = call, market, find_trades
+        self.name = market["name"]
+        self.resting = {}          # order id: Resting
+        self.order_ids = {}        # key: (user, order id) of every order accepted
+        self.refusals = Counter()  # "method: code message"
+        self.fees = Counter()      # asset: what the trades cost
+        self._before = {}          # asset: its summary, once the deposits are made
+
+    def user_of(self, key):
+        return USER_FIRST + zlib.crc32(str(key).encode()) % USERS
+
+    def fund(self, puts, seed):
+        """Deposit what the orders can need. Doing it again with this seed deposits nothing."""
+        needed = defaultdict(Decimal)
+        for put in puts:
+            amount = Decimal(put.amount)
+            asset, need = (self.market["stock"], amount) if put.side == ASK \
+                else (self.market["money"], amount * Decimal(put.price))
+            needed[self.user_of(put.key), asset] += need
+        for (user, asset), need in sorted(needed.items()):
+            amount = (need * FUNDS_FACTOR).to_integral_value(ROUND_CEILING)
+            deposit(self.call, user, asset, amount, seed)
+        self._before = self._summaries()
+
+    def put(self, put):
+        """[Made] of a limit order; None where it was refused."""
+        user = self.user_of(put.key)
+        try:
+            order = self.call("order.put_limit", user, self.name, put.side, put.amount, put.price, TAKER_FEE, MAKER_FEE,
+                              "feed")
+        except CallRefused as refusal:
+            self._refused("order.put_limit", refusal)
+            return None
+        self.order_ids[put.key] = user, order["id"]
+        made = self._find_trades(self, order) if order["deal_stock"] != "0" else []
+        for trade in made:
+            self._count_in(put.side, trade)
+        left = Decimal(order["left"])
+        if left > 0:
+            self.resting[order["id"]] = Resting(put.key, user, order["id"], put.side, Decimal(put.price), left)
+        return made
+
+    def _count_in(self, taker_side, trade):
+        maker = self.resting.get(trade.maker_id)
+        if maker is None:
+            raise Failed(f"order {trade.maker_id} of somebody else is dealt with: nobody else may use {self.name} now")
+        maker.left -= trade.amount
+        if maker.left == 0:
+            del self.resting[trade.maker_id]
+        ask_rate, bid_rate = (TAKER_FEE, MAKER_FEE) if taker_side == ASK else (MAKER_FEE, TAKER_FEE)
+        self.fees[self.market["money"]] += trade.price * trade.amount * Decimal(ask_rate)
+        self.fees[self.market["stock"]] += trade.amount * Decimal(bid_rate)
+
+    def cancel(self, key):
+        """Whether the order was found and is cancelled."""
+        if key not in self.order_ids:
+            return False
+        user, order_id = self.order_ids[key]
+        try:
+            self.call("order.cancel", user, self.name, order_id)
+        except CallRefused as refusal:
+            self._refused("order.cancel", refusal)
+            return False
+        self.resting.pop(order_id, None)
+        return True
+
+    def _refused(self, method, refusal):
+        self.refusals[f"{method}: {refusal.code} {refusal.message}"] += 1
+
+    def depth(self, limit, interval="0"):
+        """(asks, bids) of the exchange's order.depth, each [(price, amount)]."""
+        depth = self.call("order.depth", self.name, limit, interval)
+        return tuple([(Decimal(price), Decimal(amount)) for price, amount in depth[side]] for side in ("asks", "bids"))
+
+    def resting_at_the_exchange(self):
+        """{order id: (side, price, left)} of all orders in the exchange's book."""
+        found = {}
+        for side in (ASK, BID):
+            offset, total = 0, 1
+            while offset < total:
+                page = self.call("order.book", self.name, side, offset, BOOK_PAGE)
+                total, offset = page["total"], offset + BOOK_PAGE
+                found.update((order["id"], (side, Decimal(order["price"]), Decimal(order["left"])))
+                             for order in page["orders"])
+        return found
+
+    def money_problems(self):
+        """What is not exact since `fund`, in words: deposits - fees = balances, and frozen is what resting orders need.
+
+        Only this trader may have traded in these assets meanwhile.
+        """
+        problems = []
+        needed = Counter({self.market["stock"]: Decimal(0), self.market["money"]: Decimal(0)})
+        for order in self.resting.values():
+            asset, need = (self.market["stock"], order.left) if order.side == ASK \
+                else (self.market["money"], order.left * order.price)
+            needed[asset] += need
+        for asset, after in self._summaries().items():
+            before = self._before[asset]
+            for what, member, change in (("total", "total_balance", -self.fees[asset]),
+                                         ("frozen", "freeze_balance", needed[asset])):
+                expected, got = Decimal(before[member]) + change, Decimal(after[member])
+                if expected != got:
+                    problems.append(f"{asset}: the {what} should be {expected}, and is {got}")
+        expected = {order.order_id: (order.side, order.price, order.left) for order in self.resting.values()}
+        if (got := self.resting_at_the_exchange()) != expected:
+            differing = dict(expected.items() ^ got.items())
+            problems.append(f"{len(differing)} orders of the book differ from what was sent and dealt,"
+                            f" such as {next(iter(differing.items()))}")
+        return problems
+
+    def _summaries(self):
+        return {row["name"]: row for row in self.call("asset.summary", self.market["stock"], self.market["money"])}
+
+
+def find_market(call, name=None):
+    """The row of market.list of that name, or of the first market; raises Failed where there is none."""
+    markets = {row["name"]: row for row in call("market.list")}
+    if name is None:
+        return next(iter(markets.values()))
+    if name not in markets:
+        raise Failed(f"the exchange has no market {name}; it has {', '.join(markets)}")
+    return markets[name]
+
+
+def deposit(call, user, asset, amount, seed):
+    """Deposit once: a repeat changes nothing. The business id is the seed."""
+    try:
+        call("balance.update", user, asset, "feed", seed, str(amount), {})
+    except CallRefused as refusal:
+        if refusal.message != "repeat update":
+            raise Failed(f"depositing {amount} {asset} for user {user} is refused: {refusal}") from None
