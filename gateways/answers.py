@@ -1,6 +1,5 @@
 """From a request's body to the answer: the whole way of a call, whatever carries it."""
 import asyncio
-import sys
 import traceback
 from typing import NamedTuple
 
@@ -23,9 +22,10 @@ NO_MATCHER = Answer(500, b"")
 
 
 class Answers:
-    def __init__(self, bridge, catalog, pretty=False):
-        """`bridge.call(command, correlation_id)` gives the reply message; `pretty`: indented answers."""
-        self._bridge, self._catalog, self._pretty = bridge, catalog, pretty
+    def __init__(self, bridge, catalog, report, pretty=False):
+        """`bridge.call(command, correlation_id)` gives the reply message; `report(text)` takes what should not happen;
+        `pretty`: indented answers."""
+        self._bridge, self._catalog, self._report, self._pretty = bridge, catalog, report, pretty
         self._fetch = None       # of the catalog: the task that runs, or ran last
         self._next_fetch = None  # the task that has not asked the matcher yet
 
@@ -57,7 +57,7 @@ class Answers:
         except ServiceTimeout as refusal:
             error, data = protocol.SERVICE_TIMEOUT, refusal.data
         except Exception:      # one request's defect must not end the others
-            print(f"gateway: {request.method} failed\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+            self._report(f"{request.method} failed: {traceback.format_exc()}")
             error, data = protocol.INTERNAL_ERROR, {"reason": "the gateway failed; it may have been executed"}
         status = HTTP_STATUS.get(error, 200)
         return Answer(status, encode_error(request.id, *error, data, self._pretty and status == 200))

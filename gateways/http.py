@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from email.utils import formatdate
+from functools import partial
 
 from tornado.httpserver import HTTPServer
 from tornado.httputil import (
@@ -208,7 +209,7 @@ def main(argv=None):
     process = Process(name, Role.GATEWAY + options.index, options.data, settings.rings)
     bridge = Bridge(process, options.index, settings.http.timeout_ms)
     bridge.take_over()
-    answers = Answers(bridge, Catalog(settings.limits), settings.http.pretty)
+    answers = Answers(bridge, Catalog(settings.limits), partial(fatal, process.data, name), settings.http.pretty)
     try:
         asyncio.run(serve(process, bridge, answers, settings, (host, port)))
     except OSError as problem:

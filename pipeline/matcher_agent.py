@@ -108,7 +108,8 @@ class Matcher:
         began = time.monotonic()
         memory = self.memory
         gateways = memory.commands.shape.rows
-        found = journal.spans(self.process.data / "journal", instance_of(self.process.data))
+        directory = self.process.data / "journal"
+        found = journal.spans(directory, instance_of(self.process.data), progress=self.process.beat)
         limits = limits_in(found, seeding.limits_of(self.configuration))
         replica = Replica(limits)
         journaled = np.zeros(gateways, np.int64)

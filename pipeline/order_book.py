@@ -68,28 +68,36 @@ def add_amount(record, change):
     return total
 
 
-# The index from order id to slot: linear probing, at most half full, deletion by shifting back.
+# The index from order id to slot: linear probing, at most three quarters full, deletion by shifting back. A cell has
+# the lower half of the id; the order itself has the whole.
 
 @njit(cache=True, _nrt=False, forceinline=True)
 def id_home(order_id, mask):
     """Eight ids in a row are neighbours, so new orders find their cells in the cache; the eights are spread."""
-    spread = (uint64(order_id) >> uint64(3)) * uint64(HASH_FACTOR) >> uint64(20)
-    return int64(spread << uint64(3) | uint64(order_id) & uint64(7)) & mask
+    low = uint64(order_id) & uint64(0xFFFFFFFF)
+    spread = (low >> uint64(3)) * uint64(HASH_FACTOR) >> uint64(20)
+    return int64(spread << uint64(3) | low & uint64(7)) & mask
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def find_cell(state, order_id):
+    """The cell of a resting order's id, or NONE."""
+    index = state.order_index
+    mask = len(index) - 1
+    cell = id_home(order_id, mask)
+    tag = uint64(order_id) & uint64(0xFFFFFFFF)
+    while index[cell].slot_after != 0:
+        if index[cell].tag == tag and state.orders[int64(index[cell].slot_after) - 1].order_id == order_id:
+            return cell
+        cell = (cell + 1) & mask
+    return NONE
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
 def find_order(state, order_id):
     """The slot of a resting order, or NONE."""
-    if order_id == 0:
-        return NONE
-    index = state.order_index
-    mask = len(index) - 1
-    cell = id_home(order_id, mask)
-    while index[cell].order_id != 0:
-        if index[cell].order_id == order_id:
-            return index[cell].slot
-        cell = (cell + 1) & mask
-    return NONE
+    cell = find_cell(state, order_id)
+    return NONE if cell == NONE else int64(state.order_index[cell].slot_after) - 1
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
@@ -97,31 +105,29 @@ def index_order(state, order_id, slot):
     index = state.order_index
     mask = len(index) - 1
     cell = id_home(order_id, mask)
-    while index[cell].order_id != 0:
+    while index[cell].slot_after != 0:
         cell = (cell + 1) & mask
-    index[cell].order_id = order_id
-    index[cell].slot = slot
+    index[cell].tag = uint64(order_id) & uint64(0xFFFFFFFF)
+    index[cell].slot_after = slot + 1
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
 def forget_order(state, order_id):
     index = state.order_index
     mask = len(index) - 1
-    hole = id_home(order_id, mask)
-    while index[hole].order_id != order_id:
-        if index[hole].order_id == 0:
-            state.counters[DEFECT] = ORDER_INDEX_MISSING
-            return
-        hole = (hole + 1) & mask
+    hole = find_cell(state, order_id)
+    if hole == NONE:
+        state.counters[DEFECT] = ORDER_INDEX_MISSING
+        return
     cell = (hole + 1) & mask
-    while index[cell].order_id != 0:
-        home = id_home(index[cell].order_id, mask)
+    while index[cell].slot_after != 0:
+        home = id_home(index[cell].tag, mask)
         if ((cell - home) & mask) >= ((cell - hole) & mask):
-            index[hole].order_id = index[cell].order_id
-            index[hole].slot = index[cell].slot
+            index[hole].tag = index[cell].tag
+            index[hole].slot_after = index[cell].slot_after
             hole = cell
         cell = (cell + 1) & mask
-    index[hole].order_id = 0
+    index[hole].slot_after = 0
 
 
 # The orders of each (user, market), newest first.

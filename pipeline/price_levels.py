@@ -202,7 +202,7 @@ def place_of_child(state, node, child):
     return 0
 
 
-@njit(cache=True, _nrt=False)
+@njit(cache=True, _nrt=False, forceinline=True)
 def add_level(state, side_index, key, price):
     """A new, empty level of this key; the caller has checked that there is room and that it is not there."""
     counters = state.counters
@@ -239,7 +239,7 @@ def add_level(state, side_index, key, price):
     return level
 
 
-@njit(cache=True, _nrt=False)
+@njit(cache=True, _nrt=False, forceinline=True)
 def remove_level(state, level, key):
     """Take an empty level out of its side."""
     side_index = state.levels[level].side_index

@@ -106,7 +106,7 @@ LEVEL_STATE = np.dtype([
     ("head", "<i4"), ("tail", "<i4"), ("count", "<i4"), ("side_index", "<i4"),
 ])
 NODE_STATE = np.dtype([("count", "<i4"), ("parent", "<i4"), ("next", "<i4"), ("previous", "<i4"), ("is_leaf", "<i4")])
-ORDER_CELL = np.dtype([("order_id", "<u8"), ("slot", "<i8")])              # order_id 0: empty
+ORDER_CELL = np.dtype([("tag", "<u4"), ("slot_after", "<u4")])           # the id's lower half; slot + 1, 0: empty
 USER_CELL = np.dtype([("key", "<u8"), ("head", "<i4"), ("count", "<i4")])  # key 0: empty
 KEY_CELL = np.dtype([
     ("business_id", "<u8"), ("user_id", "<u4"), ("asset_id", "<u2"), ("used", "u1"), ("label_bytes", "u1"),
@@ -172,8 +172,8 @@ def allocate(limits):
         nodes=_reserve(NODE_STATE, nodes),
         node_keys=_reserve(np.int64, nodes, NODE_FANOUT),
         node_children=_reserve(np.int32, nodes, NODE_FANOUT),
-        order_index=_reserve(ORDER_CELL, _power_of_two(2 * orders_max)),
-        user_lists=_reserve(USER_CELL, _power_of_two(2 * orders_max)),
+        order_index=_reserve(ORDER_CELL, _power_of_two(orders_max + orders_max // 3)),
+        user_lists=_reserve(USER_CELL, _power_of_two(orders_max + orders_max // 3)),
         keys=_reserve(KEY_CELL, IDEMPOTENCY_CELLS_RESERVED, huge=False),
     )
 

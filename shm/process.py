@@ -69,14 +69,27 @@ def die_with_parent():
 
 
 def instance_of(data):
-    """The data directory's instance id; a new directory gets one."""
+    """The data directory's instance id; a new directory gets one, on disk before it is used."""
     path = Path(data) / "instance"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_durably(path, f"{uuid.uuid4()}\n")
+    return uuid.UUID(path.read_text(encoding="ascii").strip())
+
+
+def _write_durably(path, text):
+    """Replace the file at once and whole: its content and its name are on disk when this returns."""
+    temporary = path.with_suffix(".new")
+    with open(temporary, "w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return uuid.UUID(path.read_text().strip())
-    except FileNotFoundError:
-        path.write_text(f"{uuid.uuid4()}\n")
-        return uuid.UUID(path.read_text().strip())
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 @contextmanager
@@ -113,10 +126,5 @@ def _next_generation(data):
     path = data / "generation"
     last = int(path.read_text()) if path.exists() else 0
     generation = max(last + 1, int(time.time()))
-    temporary = path.with_suffix(".new")
-    with open(temporary, "w", encoding="ascii") as file:
-        file.write(f"{generation}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    _write_durably(path, f"{generation}\n")
     return generation

@@ -16,18 +16,18 @@ from gateways.protocol import NOT_BUILT
 from shm import configuration, segments
 from shm.process import instance_of
 from shm.segments import CounterWord, Role
+from tests.conftest import KERNELS
 from tests.launched import ROOT, free_port, wait_for
 from tests.test_protocol import CONFIG, RECORDINGS, body_of, comparable, read
 
-CACHE = ROOT / "build" / "kernels"   # kept between runs
 MODULES = {"journaler": "pipeline.journaler", "matcher": "pipeline.matcher", "gateway": "gateways.http"}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled():
     """Every process waits for its kernels; here they are compiled once, before any has to answer in time."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    compile_all = f"from shm import kernel_cache; kernel_cache.ensure_compiled({str(CACHE)!r})"
+    KERNELS.mkdir(parents=True, exist_ok=True)
+    compile_all = f"from shm import kernel_cache; kernel_cache.ensure_compiled({str(KERNELS)!r})"
     subprocess.run([sys.executable, "-c", compile_all], cwd=ROOT, check=True)
 
 
@@ -37,7 +37,7 @@ class Exchange:
     def __init__(self, data, config=CONFIG, **http):
         self.data, self.config_file = Path(data), Path(data) / "exchange.toml"
         self.settings = configuration.from_recording(config, http={"port": free_port(), **http}, cache={
-            "directory": str(CACHE)}, limits={"orders_max": 20_000, "levels_max": 20_000, "balances_max": 2_000})
+            "directory": str(KERNELS)}, limits={"orders_max": 20_000, "levels_max": 20_000, "balances_max": 2_000})
         self.data.mkdir(exist_ok=True)
         configuration.write(self.settings, self.config_file)
         self.running = {}

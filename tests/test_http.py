@@ -21,17 +21,15 @@ class Exchange:
     """A Server on a port of its own, in a thread."""
 
     def __init__(self):
-        self.port, self.server = None, None
-        self._ready, self._stop = threading.Event(), None
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+        self._answers = answers_over_a_core(CONFIG)
+        self.port, self._ready, self._stop = None, threading.Event(), None
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._thread.start()
-        assert self._ready.wait(60)
+        assert self._ready.wait(10)
 
     async def _serve(self):
         self._stop, self._loop = asyncio.Event(), asyncio.get_running_loop()
-        self.answers = answers_over_a_core(CONFIG)
-        self.server = Server(self.answers, BODY_BYTES_MAX)
-        listener = listener_of(self.server)
+        listener = listener_of(Server(self._answers, BODY_BYTES_MAX))
         sockets = bind_sockets(0, "127.0.0.1")
         self.port = sockets[0].getsockname()[1]
         listener.add_sockets(sockets)

@@ -24,6 +24,7 @@ BUILT_LINES = 10926            # of all recordings: those that name no method of
 # One line calls the first use of a business id a repeat, and the lines after it suppose that nothing was paid in: it is
 # not sent.
 LEFT_OUT = ("q12_prec_zero_everywhere", 22)
+REPORTS = []                   # of what should not happen
 START_NS = 1_511_967_600_000_000_000
 
 
@@ -72,7 +73,7 @@ def body_of(line):
 def answers_over_a_core(config, **sections):
     settings = configuration.from_recording(config, **{
         "limits": {"orders_max": 20_000, "levels_max": 20_000, "balances_max": 2_000}, **sections})
-    return Answers(CoreBridge(settings), Catalog(settings.limits), settings.http.pretty)
+    return Answers(CoreBridge(settings), Catalog(settings.limits), REPORTS.append, settings.http.pretty)
 
 
 def comparable(document):
@@ -95,6 +96,12 @@ CONFIG, _ = read(RECORDINGS / "h01_lists.jsonl")
 @pytest.fixture
 def answers():
     return answers_over_a_core(CONFIG)
+
+
+@pytest.fixture(autouse=True)
+def nothing_unexpected():
+    yield
+    assert [REPORTS.pop() for _ in REPORTS[:]] == []
 
 
 @pytest.mark.parametrize("path", recordings(), ids=lambda path: path.stem)
@@ -379,6 +386,14 @@ def test_what_the_way_to_the_matcher_cannot_do_has_its_status_and_code(answers, 
     else:
         document = json.loads(answer.body)
         assert (document["error"]["code"], document["result"], document["id"]) == (code, None, 9)
+
+
+def test_a_defect_of_one_request_is_code_2_and_reported(answers):
+    ask(answers, "asset.list")
+    answers._bridge.refusal = ZeroDivisionError("a defect")
+    error = ask(answers, "order.depth", "BTCUSDT", 1, "0")["error"]
+    assert (error["code"], error["message"]) == (2, "internal error")
+    assert "order.depth failed" in REPORTS[0] and "a defect" in REPORTS.pop()
 
 
 def test_a_journal_without_room_refuses_writes_before_their_parameters_and_no_reads(answers):

@@ -52,7 +52,9 @@ def follow_log(log, trader, in_advance, advance, count=None):
 
 def _compare(picture, depth, figures):
     published = picture.asks, picture.bids
-    figures["best_equal"] += [side[0][0] for side in published if side] == [side[0][0] for side in depth if side]
+    figures["best_equal"] += all(
+        [price for price, _amount in one[:1]] == [price for price, _amount in other[:1]]
+        for one, other in zip(published, depth))
     figures["top_equal"] += all(
         one[:LEVELS_COMPARED] == other[:LEVELS_COMPARED] for one, other in zip(published, depth))
 
@@ -65,16 +67,12 @@ def shortfalls(log, figures):
 
 def load_book(book, trader, advance):
     """Put all orders of a book; the figures by name."""
-    accepted = trades = 0
+    trades = 0
     for put in book.puts:
-        made = trader.put(put)
-        accepted += made is not None
-        trades += len(made or ())
+        trades += len(trader.put(put) or ())
         advance()
-    problems = [f"{len(book.puts) - accepted} orders are refused"] if accepted < len(book.puts) else []
-    if trades:
-        problems.append(f"{trades} trades: no order of a book crosses another")
-    return {"orders": len(book.puts), "accepted": accepted, "problems": problems}
+    return {"orders": len(book.puts), "accepted": len(book.puts) - trader.refused,
+            "problems": [f"{trades} trades: no order of a book crosses another"] if trades else []}
 
 
 def compare_depths(book, trader):

@@ -192,8 +192,10 @@ class Result:
             yield f"{self.path} line {deviation['line']}: answered as meant; the recorded request is proven wrong"
         if self.first_difference is not None:
             first = self.first_difference
-            yield (f"{self.path} line {first['line']}: {first['difference']}\n    the request: {shown(first['request'])}"
-                   + (f"\n    and {self.differences - 1} more differences" if self.differences > 1 else ""))
+            yield f"{self.path} line {first['line']}: {first['difference']}"
+            yield f"    the request: {shown(first['request'])}"
+            if self.differences > 1:
+                yield f"    and {self.differences - 1} more differences"
         if self.problem is not None:
             yield f"{self.path}: not replayed to the end: {self.problem}"
 
@@ -308,7 +310,8 @@ def difference(expected, got, volatile=(), path="", types_only=False):
                       for key, value in expected.items())
     if isinstance(expected, list) and isinstance(got, list):
         if len(expected) != len(got) and not types_only:
-            return f"{path or 'answer'}: expected {len(expected)} elements {shown(expected)}, got {len(got)} {shown(got)}"
+            return (f"{path or 'answer'}: expected {len(expected)} elements, {shown(expected)},"
+                    f" got {len(got)}, {shown(got)}")
         return _first(difference(one, other, volatile, f"{path}[{index}]", types_only)
                       for index, (one, other) in enumerate(zip(expected, got)))
     if _kind(expected) is _kind(got) and (types_only or expected == got):

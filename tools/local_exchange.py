@@ -97,6 +97,9 @@ class LocalExchange:
             self._launcher.terminate()
         try:
             return self._launcher.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._launcher.kill()  # and its children with it
+            raise Failed(f"the exchange on {self.data} does not stop in {STOP_SECONDS:g} s: {self.said()}") from None
         finally:
             segments.unlink(instance_of(self.data))
 

@@ -78,15 +78,18 @@ def read(path):
         raise Failed(f"{path} is not there: name a recorded order flow") from None
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise Failed(f"{path} cannot be read: {error}") from None
-    return _book(path, sha256, text) if text[:1] == "{" else _order_log(path, sha256, text)
+    flow = _book(path, sha256, text) if text[:1] == "{" else _order_log(path, sha256, text)
+    if not flow.puts:
+        raise Failed(f"{path} has no orders")
+    return flow
 
 
 def _book(path, sha256, text):
     try:
         document = json.loads(text)
-        return Book(sha256, [Put(key, side, price, amount) for side, name in ((BID, "bids"), (ASK, "asks"))
+        return Book(sha256, [_put(key, side, price, amount) for side, name in ((BID, "bids"), (ASK, "asks"))
                              for price, amount, key in document[name]])
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, DecimalException) as error:
         raise Failed(f"{path} is no book: a JSON object with bids and asks, lists of [price, amount, id]: {error!r}"
                      ) from None
 
@@ -101,7 +104,7 @@ def _order_log(path, sha256, text):
         except (ValueError, TypeError, KeyError, IndexError, DecimalException) as error:
             raise Failed(f"{path} line {number}: not `time event JSON` of a Bitstamp log: {error!r}") from None
         if name in ("order_changed", "order_deleted") and body["id"] not in created:
-            early.setdefault(body["id"], _put(body))
+            early.setdefault(body["id"], _created(body))
         if event is not None:
             events.append(event)
         if isinstance(event, Put):
@@ -110,8 +113,13 @@ def _order_log(path, sha256, text):
     return OrderLog(sha256, placeable, events)
 
 
-def _put(body):
-    return Put(body["id"], ASK if body["order_type"] == 1 else BID, body["price"], body["amount"])
+def _put(key, side, price, amount):
+    """Raises where price and amount are not the text of numbers."""
+    return Put(key, side, f"{Decimal(price):f}", f"{Decimal(amount):f}")
+
+
+def _created(body):
+    return _put(body["id"], {0: BID, 1: ASK}[body["order_type"]], body["price"], body["amount"])
 
 
 def _deleted(body):
@@ -132,7 +140,7 @@ def _nothing(_body):
 
 
 _EVENTS = {
-    "order_created": _put, "order_changed": _nothing, "order_deleted": _deleted, "trade": _trade,
+    "order_created": _created, "order_changed": _nothing, "order_deleted": _deleted, "trade": _trade,
     "order_book": _book_top,
 }
 

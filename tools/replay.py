@@ -33,7 +33,7 @@ def run(options):
         replay_log(flow, in_advance) for in_advance in (False, True)]
     problems = [problem for figures in runs for problem in figures["problems"]]
     report.write_json(options.json, {
-        "file": str(options.file), "sha256": flow.sha256, "runs": runs, "well": not problems})
+        "file": str(options.file), "sha256": flow.sha256, "runs": runs, "problems": problems})
     for figures in runs:
         report.say_figures(figures)
     return 1 if problems else 0
@@ -45,8 +45,8 @@ def replay_log(log, in_advance):
     with report.progress("replaying", len(log.events)) as advance:
         speed = Speed(core)
         figures = agreement.follow_log(log, trader, in_advance, advance)
-    figures.update(speed.figures(), refused=dict(trader.refusals))
-    figures["problems"] = agreement.shortfalls(log, figures) + trader.money_problems()
+    figures.update(speed.figures(), rejections=dict(trader.rejections))
+    figures["problems"] = agreement.shortfalls(log, figures) + trader.problems()
     return figures
 
 
@@ -57,8 +57,8 @@ def replay_book(book):
     with report.progress("loading", len(book.puts)) as advance:
         loaded = agreement.load_book(book, trader, advance)
     depths = agreement.compare_depths(book, trader)
-    return {**loaded, **speed.figures(), **depths, "refused": dict(trader.refusals),
-            "problems": loaded["problems"] + depths["problems"] + trader.money_problems()}
+    return {**loaded, **speed.figures(), **depths, "rejections": dict(trader.rejections),
+            "problems": loaded["problems"] + depths["problems"] + trader.problems()}
 
 
 class Speed:

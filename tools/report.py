@@ -41,7 +41,7 @@ def say_figures(figures):
     """One line of what a dictionary holds but its problems, and a line each of those."""
     say(", ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in figures.items()
                   if name != "problems" and value not in ({}, None)))
-    for problem in figures["problems"]:
+    for problem in figures.get("problems", ()):
         say(f"not well: {problem}")
 
 

@@ -46,7 +46,8 @@ class Trader:
         self.name = market["name"]
         self.resting = {}          # order id: Resting
         self.order_ids = {}        # key: (user, order id) of every order accepted
-        self.refusals = Counter()  # "method: code message"
+        self.rejections = Counter()  # "method: code message"
+        self.refused = 0           # orders
         self.fees = Counter()      # asset: what the trades cost
         self._before = {}          # asset: its summary, once the deposits are made
 
@@ -73,7 +74,8 @@ class Trader:
             order = self.call("order.put_limit", user, self.name, put.side, put.amount, put.price, TAKER_FEE, MAKER_FEE,
                               "feed")
         except CallRefused as refusal:
-            self._refused("order.put_limit", refusal)
+            self._reject("order.put_limit", refusal)
+            self.refused += 1
             return None
         self.order_ids[put.key] = user, order["id"]
         made = self._find_trades(self, order) if order["deal_stock"] != "0" else []
@@ -103,13 +105,13 @@ class Trader:
         try:
             self.call("order.cancel", user, self.name, order_id)
         except CallRefused as refusal:
-            self._refused("order.cancel", refusal)
+            self._reject("order.cancel", refusal)
             return False
         self.resting.pop(order_id, None)
         return True
 
-    def _refused(self, method, refusal):
-        self.refusals[f"{method}: {refusal.code} {refusal.message}"] += 1
+    def _reject(self, method, refusal):
+        self.rejections[f"{method}: {refusal.code} {refusal.message}"] += 1
 
     def depth(self, limit, interval="0"):
         """(asks, bids) of the exchange's order.depth, each [(price, amount)]."""
@@ -128,12 +130,13 @@ class Trader:
                              for order in page["orders"])
         return found
 
-    def money_problems(self):
-        """What is not exact since `fund`, in words: deposits - fees = balances, and frozen is what resting orders need.
+    def problems(self):
+        """What is not well since `fund`, in words: every order was taken; deposits - fees = balances, exactly; frozen
+        is what resting orders need; the book is what was sent and dealt.
 
         Only this trader may have traded in these assets meanwhile.
         """
-        problems = []
+        problems = [f"{self.refused} orders are refused"] if self.refused else []
         needed = Counter({self.market["stock"]: Decimal(0), self.market["money"]: Decimal(0)})
         for order in self.resting.values():
             asset, need = (self.market["stock"], order.left) if order.side == ASK \
@@ -147,14 +150,19 @@ class Trader:
                 if expected != got:
                     problems.append(f"{asset}: the {what} should be {expected}, and is {got}")
         expected = {order.order_id: (order.side, order.price, order.left) for order in self.resting.values()}
-        if (got := self.resting_at_the_exchange()) != expected:
-            differing = dict(expected.items() ^ got.items())
-            problems.append(f"{len(differing)} orders of the book differ from what was sent and dealt,"
-                            f" such as {next(iter(differing.items()))}")
+        got = self.resting_at_the_exchange()
+        if differing := {order_id for order_id, _order in expected.items() ^ got.items()}:
+            first = min(differing)
+            problems.append(f"{len(differing)} orders of the book differ from what was sent and dealt: order {first}"
+                            f" should be {_shown(expected.get(first))}, and is {_shown(got.get(first))}")
         return problems
 
     def _summaries(self):
         return {row["name"]: row for row in self.call("asset.summary", self.market["stock"], self.market["money"])}
+
+
+def _shown(order):
+    return "gone" if order is None else "side {}, price {}, left {}".format(*order)
 
 
 def find_market(call, name=None):

@@ -141,9 +141,10 @@ def check_books(state, needs, seen):
     indexed = 0
     for place in range(len(state.order_index)):
         cell = state.order_index[place]
-        if cell.order_id != 0:
+        if cell.slot_after != 0:
             indexed += 1
-            if not seen[cell.slot] or state.orders[cell.slot].order_id != cell.order_id:
+            slot = int64(cell.slot_after) - 1
+            if not seen[slot] or uint64(cell.tag) != state.orders[slot].order_id & uint64(0xFFFFFFFF):
                 return Finding.ORDER_NOT_INDEXED, place, orders, levels
     if indexed != orders:
         return Finding.INDEX_COUNT, indexed, orders, levels

@@ -57,6 +57,23 @@ PROFILES = (
 )
 
 
+def random_config(chance):
+    """Four assets and three markets between them, of any precisions that go together."""
+    assets = [{"name": name, "prec_save": chance.choice((20, 20, 20, 18, 12, 8, 3))} for name in ("BTC", "ETH", "CNY", "PTS")]
+    for asset in assets:
+        asset["prec_show"] = chance.randint(0, asset["prec_save"])
+    markets = []
+    while len(markets) < 3:
+        stock, money = chance.sample(assets, 2)
+        stock_prec, money_prec, fee_prec = chance.randint(0, 18), chance.randint(0, 18), chance.choice((0, 1, 3, 4, 9))
+        if (stock_prec + money_prec + fee_prec <= money["prec_save"] and stock_prec + fee_prec <= stock["prec_save"]):
+            markets.append({
+                "name": f"{stock['name']}{money['name']}{len(markets)}", "stock": {"name": stock["name"], "prec": stock_prec},
+                "money": {"name": money["name"], "prec": money_prec}, "fee_prec": fee_prec,
+                "min_amount": chance.choice(("0.001", "1", "0.01", "0.0100", "0.00000000000000000001", "2.5", "0.123456789012345"))})
+    return {"assets": assets, "markets": markets}
+
+
 class Flow:
     """Requests of one profile against one configuration. It looks at the reference's books, to cancel what rests."""
 
@@ -127,9 +144,7 @@ class Flow:
         step = self.chance.randint(-4, 4)
         if self.profile.deep and side in (ASK, BID):
             step = (abs(self.chance.randint(-5, 300)) - 2) * (1 if side == ASK else -1)
-        if decimals == 0:
-            return str(1000 + step)
-        return _text((1000 + step) * 10 ** (decimals - 1), decimals)
+        return _text((1000 + step) * 10 ** min(max(decimals - 1, 0), 12), decimals)
 
     def _amount(self, market):
         decimals = market["stock"]["prec"]

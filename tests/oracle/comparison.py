@@ -11,7 +11,7 @@ from gateways.protocol import Refused, encode, find_method, order_object
 from pipeline import seeding
 from pipeline.digest import state_digest
 from pipeline.replica import Replica
-from pipeline.state import EVENT_POSITION, OUTPUT_DIGEST
+from pipeline.state import EVENT_POSITION, ORDERS, OUTPUT_DIGEST
 from shm import configuration
 from shm.int128 import join
 from shm.records import (
@@ -44,9 +44,9 @@ class Difference(AssertionError):
 class Core:
     """The core behind the wire, without rings: `call` answers like the reference's."""
 
-    def __init__(self, config):
-        settings = configuration.from_recording(config, limits=LIMITS_OF_CORE)
-        self.replica = Replica(seeding.limits_of(settings))
+    def __init__(self, config, event_slots=1 << 14, **limits):
+        settings = configuration.from_recording(config, limits={**LIMITS_OF_CORE, **limits})
+        self.replica = Replica(seeding.limits_of(settings), event_slots)
         self.state, self.out = self.replica.state, self.replica.out
         self.journal = []               # (command, payload, time) of all that changed the state
         for command, payload in seeding.commands(settings, self.state):
@@ -154,6 +154,7 @@ class Comparison:
         self._rows = {}                 # (user, asset): the core's (available, frozen)
         self._digest = self._state_digest()
         self.codes = {}                 # (method, error code or 0): how often
+        self.deals, self.resting_max = 0, 0
 
     def _state_digest(self):
         return int(np.uint64(state_digest(self.core.state)))
@@ -179,6 +180,8 @@ class Comparison:
     def _compare_events(self, now):
         expected, self.reference.events = [self._comparable(event) for event in self.reference.events], []
         given = self.core.new_events(now)
+        self.deals += sum(event[0] == "deal" for event in given)
+        self.resting_max = max(self.resting_max, int(self.core.state.counters[ORDERS]))
         for place in range(max(len(given), len(expected))):
             core = given[place] if place < len(given) else None
             reference = expected[place] if place < len(expected) else None

@@ -15,7 +15,7 @@ def times():
 
 
 def run(profile, config, seed, count):
-    """Send `count` requests; returns (how many, {(method, code): how often}). Raises Difference with a short story."""
+    """Send `count` requests; returns the Comparison. Raises Difference, or what went wrong, with a short story."""
     comparison = Comparison(config)
     flow = Flow(profile, config, comparison.reference, seed)
     sent = []
@@ -32,7 +32,7 @@ def run(profile, config, seed, count):
         raise type(difference)(
             f"profile {profile.name!r} seed {seed} request {len(sent)}: {difference}\n{len(story)} of these requests do it:\n"
             + "\n".join(f"  {request!r}," for request in story)) from None
-    return len(sent), comparison.codes
+    return comparison
 
 
 def fails(config, requests, kind):
