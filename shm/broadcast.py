@@ -1,4 +1,4 @@
-"""Reading the events ring, a broadcast: its writer waits for nobody, so a reader that is too slow is lapped and told so.
+"""Reading the events ring, a broadcast: its writer waits for nobody, so a slow reader is lapped, and told so.
 
 Writer: INTENT passes the position that a slot will hold (release), then a release fence, then the slot is overwritten.
 Reader: copies slots, then an acquire fence, then looks whether INTENT has come too near. Any number of readers; each

@@ -4,13 +4,11 @@ The folder is named after a digest of all sources, so no kernel is ever older th
 one that the processes under test use. Whoever sets NUMBA_CACHE_DIR answers for that.
 """
 import os
-from pathlib import Path
 
 from hypothesis import settings
 
 from shm import kernel_cache
-
-KERNELS = Path(__file__).resolve().parents[1] / "build" / "kernels"
+from tools.local_exchange import KERNELS, prepare_kernels
 
 if "NUMBA_CACHE_DIR" not in os.environ:
     kernel_cache.use(KERNELS)
@@ -32,4 +30,4 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Processes that compile into one cache at once are a known crash: with several workers all is compiled before."""
     if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
-        kernel_cache.ensure_compiled(KERNELS)
+        prepare_kernels()

@@ -1,6 +1,6 @@
 """What two processes do to each other's memory in tests: compiled loops over real segments, and their forked processes.
 
-A record or an event carries its number and a checksum over all its words, so a reader knows a torn, lost or doubled one.
+A record or an event carries its number and a checksum over all its words: a torn, lost or doubled one shows.
 """
 import os
 import signal

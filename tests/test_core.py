@@ -12,14 +12,13 @@ from pipeline.digest import state_digest
 from pipeline.replay import replay_span
 from pipeline.replica import Replica
 from pipeline.state import DEFECT, FREE_NODES, OUTPUT_DIGEST, TREE_HEIGHT_MAX, capacity
-from shm.int128 import halves, join
+from shm.int128 import join
 from shm.records import (
     COMMAND,
     COMMAND_BODY_FIELDS,
     INT64_MAX,
     JOURNAL,
     LIMITS,
-    WHOLE_UNITS_MAX,
     Field,
     Kind,
     Result,

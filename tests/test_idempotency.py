@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from numba import njit
 
 from pipeline.digest import state_digest
-from pipeline.order_book import add_to_list, find_order, forget_order, index_order, list_cell, list_key, remove_from_list
+from pipeline.order_book import (
+    add_to_list,
+    find_order,
+    forget_order,
+    index_order,
+    list_cell,
+    list_key,
+    remove_from_list,
+)
 from pipeline.replica import Replica
 from pipeline.state import DEFECT, IDEMPOTENCY_FIRST_CELLS, KEY_CELLS, KEY_MIGRATED, KEYS, NONE, allocate
 from shm import configuration
@@ -45,8 +53,9 @@ def test_a_key_is_user_asset_business_and_business_id_each_to_its_last_bit():
     core = replica()
     longest = b"x" * (LABEL_BYTES_MAX - 1)
     commands = [
-        update(), update(user=2), update(user=2**32 - 1), update(asset=1), update(business_id=2), update(business_id=0),
-        update(business_id=2**64 - 1), update(business_id=2**63), update(business=b""), update(business=b"\0"),
+        update(), update(user=2), update(user=2**32 - 1), update(asset=1), update(business_id=2),
+        update(business_id=0), update(business_id=2**64 - 1), update(business_id=2**63), update(business=b""),
+        update(business=b"\0"),
         update(business=b"deposit\0"), update(business=b"deposi"), update(business=b"Deposit"),
         *(update(business=longest + bytes([byte])) for byte in range(256) if byte != ord("x")),
         *(update(business=bytes([byte]) + longest) for byte in range(256) if byte != ord("x")),

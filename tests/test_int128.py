@@ -6,8 +6,19 @@ from hypothesis import strategies as st
 from numba import njit
 
 from shm.int128 import (
-    INT128_MAX, MASK64, divide, folded_product, from_halves, from_int64, halves, high_half, join, low_half,
-    multiply_int64, product_overflows)
+    INT128_MAX,
+    MASK64,
+    divide,
+    folded_product,
+    from_halves,
+    from_int64,
+    halves,
+    high_half,
+    join,
+    low_half,
+    multiply_int64,
+    product_overflows,
+)
 from shm.records import INT64_MAX, WHOLE_UNITS_MAX
 
 INT128_MIN = -INT128_MAX - 1

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracle import episode
-from tests.oracle.commands import (
-    FEES, INTEGERS, INTERVALS, NOT_NUMBERS, NUMBERS, PROFILES, TEXTS, random_config)
+from tests.oracle.commands import FEES, INTEGERS, INTERVALS, NOT_NUMBERS, NUMBERS, PROFILES, TEXTS, random_config
 from tests.oracle.comparison import Comparison
 
 RECORDINGS = Path(__file__).parent / "conformance" / "http"

@@ -49,7 +49,8 @@ def test_a_message_of_several_slots_goes_round_the_end_of_the_ring(position, cou
 
 def produce(instance, sizes, ring, first, count, batch):
     segment = getattr(segments.attach(instance, sizes), ring)
-    litmus.produce(segment.words, segment.slots[0], first, first + count, batch, litmus.message_buffer(segment.slots[0]))
+    slots = segment.slots[0]
+    litmus.produce(segment.words, slots, first, first + count, batch, litmus.message_buffer(slots))
 
 
 def compile_ring_kernels(segment):

@@ -1,4 +1,4 @@
-"""Shared memory is attached only where it is ours and whole, else refused in one sentence or made anew, all together."""
+"""Shared memory is attached where it is ours and whole, else refused in one sentence or made anew, all together."""
 import json
 import os
 import shutil
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def test_another_instance_is_named(shared):
 
 def test_other_ring_sizes_are_refused_with_both(shared):
     instance, _ = shared
-    said = refusal(instance, RingSizes(gateways=2, command_slots=128, reply_slots=128, journal_slots=64, event_slots=64))
+    said = refusal(instance, replace(SIZES, command_slots=128))
     assert said == (f"{posix_name(instance, 'commands')} has (rows, words, capacity, slot bytes) (2, 64, 64, 192),"
                     " the configuration asks for (2, 64, 128, 192)")
 
@@ -193,7 +194,7 @@ class Member:
         self.generation = json.loads(self.told.read_text()) if self.told.exists() else None
 
     def _run(self, data, name, role, sizes):
-        sys.stderr = open(self.errors, "w", encoding="utf-8")
+        sys.stderr = self.errors.open("w", encoding="utf-8")
         process = Process(name, role, data, sizes)
         unready = self.told.with_suffix(".unready")
         unready.write_text(json.dumps(process.memory.generation))
@@ -273,7 +274,7 @@ def test_other_sizes_another_layout_and_a_half_made_segment_are_reasons_too(star
     for spoil in (lambda memory: None,
                   lambda memory: memory.journal.header.__setitem__("layout", LAYOUT_VERSION + 1),
                   lambda memory: memory.events.header.__setitem__("ready", 0)):
-        sizes = RingSizes(gateways=2, command_slots=64, reply_slots=128, journal_slots=128, event_slots=64)
+        sizes = replace(SIZES, journal_slots=128)
         if generations:
             spoil(segments.attach(instance_of(data), sizes))
         member = start("matcher", Role.MATCHER, sizes)

@@ -21,7 +21,6 @@ from tools.core_flow import blank_records, chase, deposits, record_flow, repeat_
 
 CHUNK = 400_000                # operations timed at once
 CHUNKS = 5                     # the best of them counts
-DEPTH_TICKS = 4_000
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class Book:
     markets: int
     resting: int
     users: int
+    depth_ticks: int           # how far from the middle orders rest: it makes the number of price levels
 
     def configuration(self):
         names = [f"A{index}" for index in range(self.markets + 1)]
@@ -45,9 +45,9 @@ class Book:
 
 
 BOOKS = (
-    Book("core.small_book", markets=1, resting=1_000, users=1_000),
-    Book("core.resting_1m", markets=1, resting=1_000_000, users=100_000),
-    Book("core.markets_100_resting_1m", markets=100, resting=1_000_000, users=10_000),
+    Book("core.small_book", markets=1, resting=1_000, users=1_000, depth_ticks=200),
+    Book("core.resting_1m", markets=1, resting=1_000_000, users=100_000, depth_ticks=4_000),
+    Book("core.markets_100_resting_1m", markets=100, resting=1_000_000, users=10_000, depth_ticks=500),
 )
 
 
@@ -95,7 +95,7 @@ class Pair:
         records, words = blank_records(count)
         book = self.book
         record_flow(self.source.state, self.source.inbox, self.source.out, records, words, self.seed, book.markets,
-                    book.users, DEPTH_TICKS if book.resting > 10_000 else 200, book.resting, growing)
+                    book.users, book.depth_ticks, book.resting, growing)
         return records, words
 
     def run(self, count, growing=False):
@@ -172,7 +172,7 @@ def _give_orders(replica, user, count):
 def memory_of_an_order():
     """Resident bytes that a resting order takes, all tables included."""
     count = 1_000_000
-    book = Book("core.memory", markets=1, resting=0, users=10_000)
+    book = Book("core.memory", markets=1, resting=0, users=10_000, depth_ticks=4_000)
     configuration = book.configuration()
     configuration.limits.orders_max = count
     replica = Replica.configured(configuration)
@@ -181,8 +181,8 @@ def memory_of_an_order():
     records, words = blank_records(CHUNK // 2)
     before = _resident_bytes()
     while int(replica.state.counters[ORDERS]) <= count - CHUNK // 2:
-        record_flow(
-            replica.state, replica.inbox, replica.out, records, words, seed, 1, book.users, DEPTH_TICKS, count, True)
+        record_flow(replica.state, replica.inbox, replica.out, records, words, seed, 1, book.users, book.depth_ticks,
+                    count, True)
     orders = int(replica.state.counters[ORDERS])
     return {"name": "core.memory_of_a_resting_order", "unit": "bytes", "resting_orders": orders,
             "rate": round((_resident_bytes() - before - records.nbytes) / orders, 1)}
@@ -195,7 +195,7 @@ def _resident_bytes():
 
 def replay_from_disk(calibration):
     """Commands a second from segment files to a state, finding the journal's end and all checksums included."""
-    book = Book("core.replay_from_disk", markets=1, resting=1_000, users=1_000)
+    book = Book("core.replay_from_disk", markets=1, resting=1_000, users=1_000, depth_ticks=200)
     replica = Replica.configured(book.configuration())
     first = replica.sequence + 1
     seed = np.array([0x9E3779B97F4A7C15], np.uint64)
@@ -203,7 +203,8 @@ def replay_from_disk(calibration):
     apply_records(replica, funds, fund_words)
     flow, flow_words = blank_records(1_000_000)
     record_flow(
-        replica.state, replica.inbox, replica.out, flow, flow_words, seed, 1, book.users, 200, book.resting, False)
+        replica.state, replica.inbox, replica.out, flow, flow_words, seed, 1, book.users, book.depth_ticks, book.resting,
+        False)
     with tempfile.TemporaryDirectory(prefix="exchange-bench-") as folder:
         directory, instance = Path(folder) / "journal", uuid.uuid4()
         count = _write_journal(directory, instance, book, (fund_words, flow_words))

@@ -9,22 +9,25 @@ USERS = (1, 2, 3, 4, 2**32 - 1)
 FEES = ("0", "0.0005", "0.001", "0.002", "0.3", "0.9999", "-0", "0.00000000001", "-0.00000000001", "0.99999999999")
 INTERVALS = ("0", "1", "0.1", "10", "0.01", "0.3", "7", "1e-8", "1e-30", "1e2", "123456789")
 NOT_NUMBERS = (
-    "NaN", "-NaN", "sNaN", "nan123", "inf", "-inf", "Infinity", "-infinity", "", " 1", "1 ", "1_0", "0x10", "1e", "e1", ".",
-    "+", "--1", "1.2.3", "\u0661", "1,5", "1e1.5", 1, 1.5, 0, -1, None, True, [], {}, ["1"])
+    "NaN", "-NaN", "sNaN", "nan123", "inf", "-inf", "Infinity", "-infinity", "", " 1", "1 ", "1_0", "0x10", "1e", "e1",
+    ".", "+", "--1", "1.2.3", "\u0661", "1,5", "1e1.5", 1, 1.5, 0, -1, None, True, [], {}, ["1"])
 NUMBERS = (
-    "0", "-0", "+0", "0.0", "-0.0", "0e9", "-1", "-1e-30", "1e-30", "1e-9", "9e-21", "1e29", "1e30", "-1e30", "1e400", "-1e400",
-    "1e-400", "1e999999999999999999", "1e-999999999999999999", "9" * 40, "0." + "9" * 40, "1" + "0" * 29, "1" + "0" * 30,
-    "1e18", "1000000000000000000", "1000000000000000000.00000001", "1000000000000000001", "-1e18", "999999999999999999",
-    "9223372036854775807", "9223372036854775808", "92233720368547758.07", "92233720368547758.08", "92233720368.54775807",
-    "92233720368.54775808", "922337203685477.5807", "922337203685477.5808", "9223372036854.775807", "1.", ".5", "+1", "1E2",
-    "0.5", "1", "2", "1e0", "00001", "100", "0.00000001", "0.000000019", "1.000000000000000000001")
-INTEGERS = (0, 1, 2, 3, -1, -2, 101, 102, 2**31, 2**32 - 1, 2**32, 2**32 + 1, -2**31, 2**63 - 1, -2**63, 1.0, "1", None, True,
-            False, [], {}, 10**6, 5, 2**16 + 1, 257)
+    "0", "-0", "+0", "0.0", "-0.0", "0e9", "-1", "-1e-30", "1e-30", "1e-9", "9e-21", "1e29", "1e30", "-1e30", "1e400",
+    "-1e400", "1e-400", "1e999999999999999999", "1e-999999999999999999", "9" * 40, "0." + "9" * 40, "1" + "0" * 29,
+    "1" + "0" * 30, "1e18", "1000000000000000000", "1000000000000000000.00000001", "1000000000000000001", "-1e18",
+    "999999999999999999", "9223372036854775807", "9223372036854775808", "92233720368547758.07", "92233720368547758.08",
+    "92233720368.54775807", "92233720368.54775808", "922337203685477.5807", "922337203685477.5808",
+    "9223372036854.775807", "1.", ".5", "+1", "1E2", "0.5", "1", "2", "1e0", "00001", "100", "0.00000001",
+    "0.000000019", "1.000000000000000000001")
+INTEGERS = (
+    0, 1, 2, 3, -1, -2, 101, 102, 2**31, 2**32 - 1, 2**32, 2**32 + 1, -2**31, 2**63 - 1, -2**63, 1.0, "1", None, True,
+    False, [], {}, 10**6, 5, 2**16 + 1, 257)
 TEXTS = ("", "web", "x" * 30, "x" * 31, "\u00e9" * 15, "\u00e9" * 16, "x" * 32, "x" * 5000, "a\u0000b", "nul\u0000", '"\\', 1,
          None, True, [], {})
 NAMES = ("", "btcusdt", "BTC", "BTCUSDT", "NOPE", "BTC ", "BTCUSDT" * 10, "\u20bf", 1, None, True, [], {})
-DETAILS = ({}, {"id": 5}, {"txid": "abc", "n": 1}, {"text": "y" * 8150}, {"text": "y" * 8192}, {"text": "\u00e9" * 4096}, [], None,
-           "{}", 0)
+DETAILS = (
+    {}, {"id": 5}, {"txid": "abc", "n": 1}, {"text": "y" * 8150}, {"text": "y" * 8192}, {"text": "\u00e9" * 4096}, [],
+    None, "{}", 0)
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,12 @@ PROFILES = (
     Profile("one market", {**WRITES, **READS}, markets=1),
     Profile("two users", {**WRITES, **READS}, users=(1, 2), markets=2),
     Profile("oneself", {**WRITES, **READS}, users=(7,), markets=2),
-    Profile("thin books", {**READS, "order.put_limit": 10, "order.put_market": 40, "order.cancel": 10, "balance.update": 8}),
-    Profile("cancels", {**READS, "order.put_limit": 40, "order.put_market": 3, "order.cancel": 60, "balance.update": 4}),
-    Profile("deep books", {**READS, "order.put_limit": 80, "order.put_market": 4, "order.cancel": 15}, markets=2, deep=True),
+    Profile("thin books", {
+        **READS, "order.put_limit": 10, "order.put_market": 40, "order.cancel": 10, "balance.update": 8}),
+    Profile("cancels", {
+        **READS, "order.put_limit": 40, "order.put_market": 3, "order.cancel": 60, "balance.update": 4}),
+    Profile("deep books", {
+        **READS, "order.put_limit": 80, "order.put_market": 4, "order.cancel": 15}, markets=2, deep=True),
     Profile("huge", {**WRITES, **READS, "balance.update": 20}, huge=True),
     Profile("huge in one market", {**WRITES, **READS, "balance.update": 20}, huge=True, markets=1),
     Profile("nonsense", {**WRITES, **READS, "no.such": 1, "": 1}, wild=0.25),
@@ -59,18 +65,21 @@ PROFILES = (
 
 def random_config(chance):
     """Four assets and three markets between them, of any precisions that go together."""
-    assets = [{"name": name, "prec_save": chance.choice((20, 20, 20, 18, 12, 8, 3))} for name in ("BTC", "ETH", "CNY", "PTS")]
+    assets = [{"name": name, "prec_save": chance.choice((20, 20, 20, 18, 12, 8, 3))}
+              for name in ("BTC", "ETH", "CNY", "PTS")]
     for asset in assets:
         asset["prec_show"] = chance.randint(0, asset["prec_save"])
     markets = []
     while len(markets) < 3:
         stock, money = chance.sample(assets, 2)
         stock_prec, money_prec, fee_prec = chance.randint(0, 18), chance.randint(0, 18), chance.choice((0, 1, 3, 4, 9))
-        if (stock_prec + money_prec + fee_prec <= money["prec_save"] and stock_prec + fee_prec <= stock["prec_save"]):
+        if stock_prec + money_prec + fee_prec <= money["prec_save"] and stock_prec + fee_prec <= stock["prec_save"]:
             markets.append({
-                "name": f"{stock['name']}{money['name']}{len(markets)}", "stock": {"name": stock["name"], "prec": stock_prec},
-                "money": {"name": money["name"], "prec": money_prec}, "fee_prec": fee_prec,
-                "min_amount": chance.choice(("0.001", "1", "0.01", "0.0100", "0.00000000000000000001", "2.5", "0.123456789012345"))})
+                "name": f"{stock['name']}{money['name']}{len(markets)}", "fee_prec": fee_prec,
+                "stock": {"name": stock["name"], "prec": stock_prec},
+                "money": {"name": money["name"], "prec": money_prec},
+                "min_amount": chance.choice(
+                    ("0.001", "1", "0.01", "0.0100", "0.00000000000000000001", "2.5", "0.123456789012345"))})
     return {"assets": assets, "markets": markets}
 
 
@@ -149,7 +158,8 @@ class Flow:
     def _amount(self, market):
         decimals = market["stock"]["prec"]
         if self.profile.huge and self.chance.random() < 0.7:
-            lots = self.chance.choice((1, 2, 7, 10**9, 10**decimals, 2**63 - 1, 2**62, 10**18, 10**18 - 1, 3 * 10**17, 10**16))
+            lots = self.chance.choice(
+                (1, 2, 7, 10**9, 10**decimals, 2**63 - 1, 2**62, 10**18, 10**18 - 1, 3 * 10**17, 10**16))
             return _text(lots, decimals)
         form = self.chance.random()
         least = market.get("min_amount", "0.01")
@@ -173,20 +183,24 @@ class Flow:
         if book and self.chance.random() < 0.85:
             order = book[self.chance.choice(list(book))]
             return order.id, order.user
-        return self.chance.choice((self.reference.last_order_id, self.reference.last_order_id + 1, 1, 2, 0, -1)), self._user()
+        last = self.reference.last_order_id
+        return self.chance.choice((last, last + 1, 1, 2, 0, -1)), self._user()
 
     # the methods
 
     def _update(self):
         asset = self._or_wild(self.chance.choice(self.config["assets"])["name"], NAMES)
         business = self._or_wild(self.chance.choice(("deposit", "withdraw", "deposi")), TEXTS)
-        business_id = self._or_wild(self.chance.choice((self.chance.randrange(20), self.chance.randrange(2**40))), INTEGERS)
+        business_id = self.chance.choice((self.chance.randrange(20), self.chance.randrange(2**40)))
         if self.profile.huge:
-            change = self.chance.choice(("1e17", "-1e17", "1e18", "-1e18", "500000000000000000", "-3", "7e17", "8e17"))
+            change = self.chance.choice(
+                ("1e17", "-1e17", "1e18", "-1e18", "500000000000000000", "-3", "7e17", "8e17"))
         else:
             change = self.chance.choice((
-                "1", "-1", "100", "-100", "0.123456789123456789123", "-0.5", "1000", "0", "1e-8", "0.000000001", "-1e-12"))
-        return [self._user(), asset, business, business_id, self._number(change), self._or_wild({}, DETAILS)]
+                "1", "-1", "100", "-100", "0.123456789123456789123", "-0.5", "1000", "0", "1e-8", "0.000000001",
+                "-1e-12"))
+        return [self._user(), asset, business, self._or_wild(business_id, INTEGERS), self._number(change),
+                self._or_wild({}, DETAILS)]
 
     def _limit(self):
         market, side = self._any_market(), self._side()
@@ -197,7 +211,8 @@ class Flow:
         market, side = self._any_market(), self._side()
         amount = self._amount(market)
         if side == BID and self.chance.random() < 0.7:
-            amount = self.chance.choice(("100", "250.123456789", "99.99", "0.1", "1000", "1e-8", "333.3333333333333333", "10"))
+            amount = self.chance.choice(
+                ("100", "250.123456789", "99.99", "0.1", "1000", "1e-8", "333.3333333333333333", "10"))
         return [self._user(), self._name(market), side, self._number(amount), self._fee(), self._source()]
 
     def _cancel(self):
@@ -227,7 +242,8 @@ class Flow:
         return [self._name(market), self._or_wild(self._order_id(market)[0], INTEGERS)]
 
     def _some(self, rows):
-        return [self._or_wild(self.chance.choice(rows)["name"], NAMES) for _ in range(self.chance.choice((0, 0, 1, 2, 3)))]
+        return [self._or_wild(self.chance.choice(rows)["name"], NAMES)
+                for _ in range(self.chance.choice((0, 0, 1, 2, 3)))]
 
     def _query(self):
         return [self._user(), *self._some(self.config["assets"])]

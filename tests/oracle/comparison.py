@@ -128,8 +128,8 @@ class Core:
 class _WatchedLedger(Ledger):
     """A ledger that remembers which balances were touched."""
 
-    def __init__(self, prec_save):
-        super().__init__(prec_save)
+    def __init__(self, assets):
+        super().__init__({asset.name: asset.prec_save for asset in assets.values()})
         self.touched = set()
 
     def _add(self, balances, user, asset, change):
@@ -147,7 +147,7 @@ class Comparison:
 
     def __init__(self, config):
         self.core, self.reference = Core(config), ReferenceExchange(config)
-        self.reference.ledger = _WatchedLedger({asset.name: asset.prec_save for asset in self.reference.assets.values()})
+        self.reference.ledger = _WatchedLedger(self.reference.assets)
         self.asset_names = list(self.reference.assets)
         self._table = self.core.state.balances.view(np.uint64).reshape(len(self.core.state.balances), -1)
         self._table_before = self._table.copy()

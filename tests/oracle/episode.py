@@ -30,8 +30,8 @@ def run(profile, config, seed, count):
     except AssertionError as difference:
         story = shortest(config, sent, type(difference))
         raise type(difference)(
-            f"profile {profile.name!r} seed {seed} request {len(sent)}: {difference}\n{len(story)} of these requests do it:\n"
-            + "\n".join(f"  {request!r}," for request in story)) from None
+            f"profile {profile.name!r} seed {seed} request {len(sent)}: {difference}\n"
+            f"{len(story)} of these requests do it:\n" + "\n".join(f"  {request!r}," for request in story)) from None
     return comparison
 
 
