@@ -4,7 +4,7 @@ A definition that stands already is INVALID: precisions never change. Rules: eng
 """
 from numba import int64, njit
 
-from pipeline.matching import refuse
+from pipeline.output import refuse
 from pipeline.state import (
     ASSETS,
     ASSETS_MAX,

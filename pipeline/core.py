@@ -9,8 +9,8 @@ from pipeline.digest import fold_words
 from pipeline.idempotency import has_room, is_known, remember
 from pipeline.inbox import label_word
 from pipeline.ledger import available, change_available, find_balance, frozen, open_balance
-from pipeline.matching import cancel_order, put_order, refuse
-from pipeline.output import fold_events, next_event
+from pipeline.matching import cancel_order, put_order
+from pipeline.output import fold_events, next_event, refuse
 from pipeline.reads import (
     find_pending,
     list_assets,

@@ -5,11 +5,10 @@ so the next one has its place already. Each new key moves a few cells of the tab
 """
 from numba import int64, njit, uint64
 
-from pipeline.state import KEY_CELLS, KEY_MIGRATED, KEYS
+from pipeline.state import HASH_FACTOR, KEY_CELLS, KEY_MIGRATED, KEYS
 from shm.int128 import folded_product
 
 MOVES_A_KEY = 8               # of n/2 cells: done long before the new table of n is half full
-HASH_FACTOR = 0x9E3779B97F4A7C15
 
 
 @njit(cache=True, _nrt=False, forceinline=True)

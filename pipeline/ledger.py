@@ -4,11 +4,8 @@ A balance below zero is a defect, never an outcome: whoever debits has checked b
 """
 from numba import int64, njit, uint64
 
-from pipeline.state import BALANCE_NEGATIVE, BALANCES, DEFECT, NONE
+from pipeline.state import BALANCE_NEGATIVE, BALANCES, DEFECT, HASH_FACTOR, KEY_USED, NONE
 from shm.int128 import folded_product, from_halves, from_int64, high_half, low_half
-
-KEY_USED = 1 << 63
-HASH_FACTOR = 0x9E3779B97F4A7C15
 
 
 @njit(cache=True, _nrt=False, forceinline=True)

@@ -9,7 +9,7 @@ from numba import int64, njit
 from pipeline.inbox import label_word
 from pipeline.ledger import available, change_available, change_frozen, find_balance, held, open_balance
 from pipeline.order_book import find_order, give_slot, leave, left_of, reduce_resting, rest, side_index_of, take_slot
-from pipeline.output import next_event, write_order, write_order_event
+from pipeline.output import next_event, refuse, write_order, write_order_event
 from pipeline.price_levels import best_level
 from pipeline.state import (
     BALANCES,
@@ -72,13 +72,6 @@ FINISH = int(OrderEvent.FINISH)
 DEAL = int(EventKind.DEAL)
 SOURCE_WORD = ORDER_STATE.fields["source"][1] // 8
 assert ORDER_STATE.fields["source"][1] % 8 == 0  # the word after the source belongs to its count
-
-
-@njit(cache=True, _nrt=False, forceinline=True)
-def refuse(out, result, field, bound):
-    out.header[0].result = result
-    out.header[0].field = field
-    out.header[0].bound = bound
 
 
 @njit(cache=True, _nrt=False, forceinline=True)

@@ -8,6 +8,8 @@ from pipeline.price_levels import add_level, find_level, level_key, remove_level
 from pipeline.state import (
     DEFECT,
     FREE_ORDER,
+    HASH_FACTOR,
+    KEY_USED,
     LEVEL_AMOUNT_NEGATIVE,
     NEW_ORDER,
     NONE,
@@ -17,9 +19,6 @@ from pipeline.state import (
     USER_LIST_MISSING,
 )
 from shm.int128 import folded_product, from_halves, from_int64, high_half, low_half
-
-HASH_FACTOR = 0x9E3779B97F4A7C15
-KEY_USED = 1 << 63
 
 
 @njit(cache=True, _nrt=False, forceinline=True)

@@ -88,7 +88,7 @@ def private_output(assets_max, markets_max, event_slots=1 << 14):
                        np.zeros((1, len(EventWord) * WORD_STRIDE), np.int64))
 
 
-@njit(cache=True, _nrt=False)
+@njit(cache=True, _nrt=False, forceinline=True)
 def fold_events(state, out):
     """Take the events since the last call into the running digest, which is the same whatever the ring's size."""
     counters = state.counters
@@ -100,12 +100,26 @@ def fold_events(state, out):
     counters[EVENTS_FOLDED] = counters[EVENT_POSITION]
 
 
+@njit(cache=True, _nrt=False)
+def fold_full_ring(state, out):
+    """`fold_events` in the middle of a command, before its first events are overwritten. Rare, so not inlined."""
+    fold_events(state, out)
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def refuse(out, result, field, bound):
+    """The command changed nothing: `result`, the Field that it speaks of, and its limit where there is one."""
+    out.header[0].result = result
+    out.header[0].field = field
+    out.header[0].bound = bound
+
+
 @njit(cache=True, _nrt=False, forceinline=True)
 def next_event(state, out):
     """The slot for one more event. Its old content was announced as going before it is touched."""
     position = state.counters[EVENT_POSITION]
     if position - state.counters[EVENTS_FOLDED] >= len(out.event_words):  # one command, more events than slots
-        fold_events(state, out)
+        fold_full_ring(state, out)
     if position >= out.event_cursors[0, INTENT]:
         store_release(out.event_cursors, 0, INTENT, position + INTENT_AHEAD)
         fence_release()

@@ -7,7 +7,7 @@ from numba import int64, njit
 
 from pipeline.ledger import find_balance
 from pipeline.order_book import amount_of, find_order, list_cell, list_key, side_index_of
-from pipeline.output import write_order
+from pipeline.output import refuse, write_order
 from pipeline.state import ASSETS, MARKETS, NONE
 from shm.int128 import from_int64, high_half, low_half, multiply_int64
 from shm.records import ALL_ASSETS, LIST_LIMIT_MAX, Field, Result, Side
@@ -23,13 +23,6 @@ FIELD_MARKET = int(Field.MARKET)
 FIELD_SIDE = int(Field.SIDE)
 FIELD_LIMIT = int(Field.LIMIT)
 FIELD_PRICE = int(Field.PRICE)
-
-
-@njit(cache=True, _nrt=False, forceinline=True)
-def reject(out, field, bound):
-    out.header[0].result = INVALID
-    out.header[0].field = field
-    out.header[0].bound = bound
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
@@ -53,7 +46,7 @@ def write_balance(state, out, row_index, user_id, asset_id):
 @njit(cache=True, _nrt=False)
 def query_balance(state, out, command):
     if command.user_id == 0:
-        return reject(out, FIELD_USER, 0)
+        return refuse(out, INVALID, FIELD_USER, 0)
     if command.asset_id == ALL_ASSETS:
         for asset_id in range(state.counters[ASSETS]):
             write_balance(state, out, asset_id, command.user_id, asset_id)
@@ -61,11 +54,11 @@ def query_balance(state, out, command):
         return None
     count = int64(command.label_bytes) // 2
     if count > 16:
-        return reject(out, FIELD_ASSET, 16)
+        return refuse(out, INVALID, FIELD_ASSET, 16)
     for index in range(count):
         asset_id = int64(command.label[2 * index]) | int64(command.label[2 * index + 1]) << 8
         if asset_id >= state.counters[ASSETS]:
-            return reject(out, FIELD_ASSET, state.counters[ASSETS])
+            return refuse(out, INVALID, FIELD_ASSET, state.counters[ASSETS])
         write_balance(state, out, index, command.user_id, asset_id)
     out.header[0].rows = count
     return None
@@ -135,11 +128,11 @@ def summarize_markets(state, out):
 def list_book(state, out, command):
     """order.book: `limit` orders of a side in matching priority, after `offset`. `total`: all of that side."""
     if command.market_id >= state.counters[MARKETS]:
-        return reject(out, FIELD_MARKET, 0)
+        return refuse(out, INVALID, FIELD_MARKET, 0)
     if command.side != ASK and command.side != BID:
-        return reject(out, FIELD_SIDE, 0)
+        return refuse(out, INVALID, FIELD_SIDE, 0)
     if command.limit > LIST_LIMIT_MAX:
-        return reject(out, FIELD_LIMIT, LIST_LIMIT_MAX)
+        return refuse(out, INVALID, FIELD_LIMIT, LIST_LIMIT_MAX)
     side_index = side_index_of(command.market_id, command.side)
     total = state.sides[side_index].count
     out.header[0].total = total
@@ -176,11 +169,11 @@ def list_depth(state, out, command):
     An ask's price is rounded up to a multiple, a bid's down (to zero, for a bid below one interval).
     """
     if command.market_id >= state.counters[MARKETS]:
-        return reject(out, FIELD_MARKET, 0)
+        return refuse(out, INVALID, FIELD_MARKET, 0)
     if command.limit > LIST_LIMIT_MAX:
-        return reject(out, FIELD_LIMIT, LIST_LIMIT_MAX)
+        return refuse(out, INVALID, FIELD_LIMIT, LIST_LIMIT_MAX)
     if command.price < 0:
-        return reject(out, FIELD_PRICE, 0)
+        return refuse(out, INVALID, FIELD_PRICE, 0)
     asks = depth_of_side(state, out, command, ASK, 0)
     bids = depth_of_side(state, out, command, BID, asks)
     out.header[0].rows = asks
@@ -228,11 +221,11 @@ def depth_of_side(state, out, command, side, first_row):
 def list_pending(state, out, command):
     """order.pending: a user's orders of a market, newest first. `total`: all of them."""
     if command.user_id == 0:
-        return reject(out, FIELD_USER, 0)
+        return refuse(out, INVALID, FIELD_USER, 0)
     if command.market_id >= state.counters[MARKETS]:
-        return reject(out, FIELD_MARKET, 0)
+        return refuse(out, INVALID, FIELD_MARKET, 0)
     if command.limit > LIST_LIMIT_MAX:
-        return reject(out, FIELD_LIMIT, LIST_LIMIT_MAX)
+        return refuse(out, INVALID, FIELD_LIMIT, LIST_LIMIT_MAX)
     key = list_key(command.user_id, command.market_id)
     cell = state.user_lists[list_cell(state.user_lists, key)]
     if cell.key != key:
@@ -258,7 +251,7 @@ def list_pending(state, out, command):
 def find_pending(state, out, command):
     """order.pending_detail: one resting order of a market by its id, whoever owns it."""
     if command.market_id >= state.counters[MARKETS]:
-        return reject(out, FIELD_MARKET, 0)
+        return refuse(out, INVALID, FIELD_MARKET, 0)
     slot = find_order(state, command.reference)
     if slot == NONE or state.orders[slot].market_id != command.market_id:
         out.header[0].result = ORDER_NOT_FOUND

@@ -40,8 +40,8 @@ def market_of(name="BTCCNY", stock=("BTC", 8), money=("CNY", 8), fee_prec=4, min
 
 
 def config_of(*markets):
-    return {"assets": [{"name": "BTC", "prec_save": 20, "prec_show": 8}, {"name": "CNY", "prec_save": 20, "prec_show": 8}],
-            "markets": list(markets) or [market_of()]}
+    assets = [{"name": name, "prec_save": 20, "prec_show": 8} for name in ("BTC", "CNY")]
+    return {"assets": assets, "markets": list(markets) or [market_of()]}
 
 
 class Trading:
@@ -109,7 +109,8 @@ def test_the_worked_example_of_the_specification():
         [(2, "BTC", units("0.5")), (2, "CNY", units("12000")), (2, "CNY", units("11976")),
          (1, "CNY", units("12000")), (1, "BTC", units("1.5")), (1, "BTC", units("1.4985"))])
     assert maker[:2] == ("order", UPDATE) and taker[:2] == ("order", FINISH)
-    assert (order["left"], order["deal_stock"], order["deal_money"], order["deal_fee"]) == ("0e-8", "1.5", "12000", "24")
+    assert (order["left"], order["deal_stock"], order["deal_money"], order["deal_fee"]) == (
+        "0e-8", "1.5", "12000", "24")
     assert trading.funds(1) == {"BTC": ("1.4985", "0"), "CNY": ("0", "12000")}
     assert trading.funds(2) == {"BTC": ("0.5", "0"), "CNY": ("11976", "0")}
     resting = trading.call("order.pending_detail", "BTCCNY", 1)
@@ -209,9 +210,11 @@ def test_the_smallest_deal_and_fee_are_exact_too():
 
 
 @pytest.mark.parametrize("held, change, code", [
-    ("999999999999999999", "1", None), ("999999999999999999", "1.00000001", 1), ("1000000000000000000", "0.00000001", 1),
+    ("999999999999999999", "1", None), ("999999999999999999", "1.00000001", 1),
+    ("1000000000000000000", "0.00000001", 1),
     ("800000000000000000", "1000000000000000000", 1), ("1000000000000000000", "1000000000000000000", 1),
-    ("1000000000000000000", "0", None), ("1000000000000000000", "0.000000001", None), ("0", "1000000000000000000", None),
+    ("1000000000000000000", "0", None), ("1000000000000000000", "0.000000001", None),
+    ("0", "1000000000000000000", None),
     ("0", "1000000000000000000.00000001", 1), ("0", "-1000000000000000000.00000001", 1),
 ])
 def test_an_asset_never_exceeds_its_bound_over_all_users(held, change, code):
@@ -288,7 +291,8 @@ def test_orders_beyond_the_capacity_are_refused_until_one_leaves():
     trading.deposit(2, "CNY", "1000")
     ids = [trading.limit(1, ASK, "1", price)["id"] for price in ("100", "101", "101")]
     for side, user in ((ASK, 1), (BID, 2)):
-        assert trading.refused_as_full(Field.ORDERS, 3, "order.put_limit", user, "BTCCNY", side, "1", "100", "0", "0", "")
+        order = (user, "BTCCNY", side, "1", "100", "0", "0", "")
+        assert trading.refused_as_full(Field.ORDERS, 3, "order.put_limit", *order)
     assert trading.market(2, BID, "50")["deal_stock"] == "0.5"  # it never rests
     assert trading.cancel(1, ids[1])["id"] == ids[1]
     assert trading.limit(1, ASK, "1", "102")["id"] == 5
@@ -348,7 +352,8 @@ def definition(kind, dtype, **fields):
 @pytest.mark.parametrize("changes, result", [
     ({}, Result.OK), ({"orders_max": 1}, Result.OK), ({"orders_max": 0}, Result.INVALID),
     ({"balances_max": 1}, Result.INVALID), ({"levels_max": 0}, Result.INVALID), ({"assets_max": 1}, Result.INVALID),
-    ({"markets_max": 0}, Result.INVALID), ({"orders_max": 10**6}, Result.INVALID), ({"levels_max": 10**6}, Result.INVALID),
+    ({"markets_max": 0}, Result.INVALID), ({"orders_max": 10**6}, Result.INVALID),
+    ({"levels_max": 10**6}, Result.INVALID),
     ({"balances_max": 10**6}, Result.INVALID), ({"assets_max": 10**6}, Result.INVALID),
     ({"markets_max": 10**6}, Result.INVALID), ({"rules_version": 2}, Result.INVALID),
 ])
@@ -377,10 +382,12 @@ def test_an_unknown_kind_is_refused_and_changes_nothing():
 
 
 @pytest.mark.parametrize("changes, field", [
-    ({"user_id": 0}, Field.USER), ({"market_id": 1}, Field.MARKET), ({"side": 0}, Field.SIDE), ({"side": 3}, Field.SIDE),
+    ({"user_id": 0}, Field.USER), ({"market_id": 1}, Field.MARKET), ({"side": 0}, Field.SIDE),
+    ({"side": 3}, Field.SIDE),
     ({"amount": 0}, Field.AMOUNT), ({"amount": -1}, Field.AMOUNT), ({"amount": -2**63}, Field.AMOUNT),
     ({"price": 0}, Field.PRICE), ({"price": -2**63}, Field.PRICE), ({"taker_fee": -1}, Field.TAKER_FEE),
-    ({"taker_fee": 10_000}, Field.TAKER_FEE), ({"maker_fee": 10_000}, Field.MAKER_FEE), ({"maker_fee": -2**63}, Field.MAKER_FEE),
+    ({"taker_fee": 10_000}, Field.TAKER_FEE), ({"maker_fee": 10_000}, Field.MAKER_FEE),
+    ({"maker_fee": -2**63}, Field.MAKER_FEE),
     ({"label_bytes": 31}, Field.LABEL), ({"amount": INT64_MAX, "price": INT64_MAX}, Field.PRODUCT),
 ])
 def test_the_core_refuses_what_a_gateway_should_not_have_sent(changes, field):
@@ -406,7 +413,8 @@ def test_pages_depth_and_summaries_of_a_large_book_are_those_of_a_sorted_list():
     orders = []
     for number, price in enumerate(chance.integers(100, 2_000, 5_000)):
         amount, user = int(chance.integers(1, 100)), number % 2 + 1
-        order, _ = trading.core.call("order.put_limit", [user, "BTCCNY", ASK, str(amount), str(price), "0", "0", ""], START_NS)
+        params = [user, "BTCCNY", ASK, str(amount), str(price), "0", "0", ""]
+        order, _ = trading.core.call("order.put_limit", params, START_NS)
         trading.core.new_events(START_NS)
         orders.append((int(price), order["id"], amount, user))
     orders.sort()
@@ -451,9 +459,10 @@ def test_journal_records_run_again_give_the_same_state_and_the_same_words():
     moment = START_NS
     for number in range(200):
         moment += number % 3
-        comparison.step("balance.update", [1 + number % 2, ("BTC", "CNY")[number % 2], "d", number, "1000", {"n": number}], moment)
-        comparison.step("order.put_limit", [1 + number % 2, "BTCCNY", 1 + number % 2, "1.5", str(100 - number % 7), "0.1", "0", "w"],
-                        moment)
+        user, asset = ((1, "BTC"), (2, "CNY"))[number % 2]
+        comparison.step("balance.update", [user, asset, "d", number, "1000", {"n": "y" * number}], moment)
+        order = [user, "BTCCNY", user, "1.5", str(100 - number % 7), "0.1", "0", "w"]
+        comparison.step("order.put_limit", order, moment)
         comparison.step("order.cancel", [1, "BTCCNY", number], moment)
         comparison.step("order.book", ["BTCCNY", 1, 0, 10], moment)
     journal, history = comparison.core.journal, History()
@@ -463,8 +472,8 @@ def test_journal_records_run_again_give_the_same_state_and_the_same_words():
                        **{name: command[name] for name in body})
         for place, (command, payload, now) in enumerate(journal)]).reshape(-1, JOURNAL.itemsize // 8)
     replica, positions = Replica(capacity(comparison.core.state)), np.zeros(1, np.int64)
-    stopped = replay_span(replica.state, replica.inbox, replica.out, slots.reshape(-1).view(JOURNAL), slots, 0, len(slots),
-                          positions, 1)
+    records = slots.reshape(-1).view(JOURNAL)
+    stopped = replay_span(replica.state, replica.inbox, replica.out, records, slots, 0, len(slots), positions, 1)
     assert stopped == len(slots) and positions[0] == len(journal)
     assert state_digest(replica.state) == state_digest(comparison.core.state)
     assert replica.state.counters[OUTPUT_DIGEST] == comparison.core.state.counters[OUTPUT_DIGEST]

@@ -19,14 +19,11 @@ RECORDINGS = Path(__file__).parent / "conformance" / "http"
 CONFIG = json.loads((RECORDINGS / "q12_prec_zero_everywhere.jsonl").read_text().partition("\n")[0])["meta"]["config"]
 EPISODE_COMMANDS = 2_000
 # What a flow must have reached: these answers of these methods, by their code.
-REACHED = {
-    ("balance.update", 0), ("balance.update", 1), ("balance.update", 10), ("balance.update", 11), ("order.put_limit", 0),
-    ("order.put_limit", 1), ("order.put_limit", 10), ("order.put_limit", 11), ("order.put_market", 0), ("order.put_market", 1),
-    ("order.put_market", 10), ("order.put_market", 11), ("order.put_market", 12), ("order.cancel", 0), ("order.cancel", 1),
-    ("order.cancel", 10), ("order.cancel", 11), ("order.book", 0), ("order.book", 1), ("order.depth", 0), ("order.depth", 1),
-    ("order.pending", 0), ("order.pending", 1), ("order.pending_detail", 0), ("order.pending_detail", 1), ("balance.query", 0),
-    ("balance.query", 1), ("asset.summary", 0), ("asset.summary", 1), ("market.summary", 0), ("market.summary", 1),
-    ("asset.list", 0), ("market.list", 0), ("no.such", 4), ("order.finished", 2)}
+REACHED = {(method, code) for method, codes in {
+    "balance.update": (0, 1, 10, 11), "order.put_limit": (0, 1, 10, 11), "order.put_market": (0, 1, 10, 11, 12),
+    "order.cancel": (0, 1, 10, 11), "order.book": (0, 1), "order.depth": (0, 1), "order.pending": (0, 1),
+    "order.pending_detail": (0, 1), "balance.query": (0, 1), "asset.summary": (0, 1), "market.summary": (0, 1),
+    "asset.list": (0,), "market.list": (0,), "no.such": (4,), "order.finished": (2,)}.items() for code in codes}
 
 
 def test_core_and_reference_agree_on_random_commands(request):

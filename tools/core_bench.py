@@ -203,8 +203,8 @@ def replay_from_disk(calibration):
     apply_records(replica, funds, fund_words)
     flow, flow_words = blank_records(1_000_000)
     record_flow(
-        replica.state, replica.inbox, replica.out, flow, flow_words, seed, 1, book.users, book.depth_ticks, book.resting,
-        False)
+        replica.state, replica.inbox, replica.out, flow, flow_words, seed, 1, book.users, book.depth_ticks,
+        book.resting, False)
     with tempfile.TemporaryDirectory(prefix="exchange-bench-") as folder:
         directory, instance = Path(folder) / "journal", uuid.uuid4()
         count = _write_journal(directory, instance, book, (fund_words, flow_words))
