@@ -9,10 +9,10 @@ import sys
 
 from shm.configuration import ConfigurationError
 from shm.kernel_cache import CompilationFailed
-from tools import bench, conformance, feed, replay
+from tools import bench, conformance, feed, kill_test, replay
 from tools.report import Failed
 
-SUBCOMMANDS = (replay, feed, conformance, bench)  # in the order of --help
+SUBCOMMANDS = (replay, feed, conformance, kill_test, bench)  # in the order of --help
 
 
 def main(argv=None):

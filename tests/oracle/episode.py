@@ -30,7 +30,7 @@ def run(profile, config, seed, count):
     except AssertionError as difference:
         story = shortest(config, sent, type(difference))
         raise type(difference)(
-            f"profile {profile.name!r} seed {seed} request {len(sent)}: {difference}\n"
+            f"--oracle-seed {seed} (profile {profile.name!r}), request {len(sent)}: {difference}\n"
             f"{len(story)} of these requests do it:\n" + "\n".join(f"  {request!r}," for request in story)) from None
     return comparison
 
