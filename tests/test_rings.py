@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.output import make_output
-from pipeline.state import EVENT_POSITION, allocate
+from pipeline.state import EVENT_POSITION, EVENTS_FOLDED, allocate
 from shm import segments
 from shm.broadcast import LAPPED, copy_events, visible_end
 from shm.clock import make_scratch
@@ -105,7 +105,7 @@ def make_writer(memory):
     for name in LIMITS.names:
         limits[name] = 1
     state = allocate(limits)
-    state.counters[EVENT_POSITION] = memory.events.words[0, EventWord.VISIBLE]
+    state.counters[EVENT_POSITION] = state.counters[EVENTS_FOLDED] = memory.events.words[0, EventWord.VISIBLE]
     return state, make_output(1, 1, memory.events.slots[0], memory.events.words)
 
 
