@@ -29,7 +29,7 @@ from shm.segments import WORD_STRIDE, EventWord
 
 INTENT = int(EventWord.INTENT)
 EVENT_WORDS = EVENT_BYTES // 8
-INTENT_AHEAD = 64             # slots announced at once: a fence every 64 events, not every one
+INTENT_AHEAD = 16             # slots announced at once: a fence every 16 events, not every one
 BALANCE_EVENT_KIND = int(EventKind.BALANCE)
 DEAL_EVENT_KIND = int(EventKind.DEAL)
 ORDER_EVENT_KIND = int(EventKind.ORDER)

@@ -68,6 +68,21 @@ def test_a_key_is_user_asset_business_and_business_id_each_to_its_last_bit():
     assert core.state.counters[KEYS] == len(commands)
 
 
+@pytest.mark.parametrize("differ", [
+    lambda bits: {"user": 1 + bits % (2**32 - 1)}, lambda bits: {"business_id": bits},
+    *(lambda bits, word=word: {"business": bytes(8 * word) + bits.to_bytes(8, "little")} for word in range(3)),
+    lambda bits: {"business": bytes(24) + (bits % 2**48).to_bytes(6, "little")},
+], ids=["user", "business id", "word 0", "word 1", "word 2", "word 3"])
+def test_keys_that_differ_in_one_place_alone_are_told_apart_in_a_table_as_full_as_it_gets(differ):
+    core, chance = replica(), Random(4)
+    keys = [differ(chance.getrandbits(64)) for _ in range(IDEMPOTENCY_FIRST_CELLS // 2 - 1)]
+    for key in keys:
+        assert result(core, update(**key)) == Result.OK
+    assert core.state.counters[KEY_CELLS] == IDEMPOTENCY_FIRST_CELLS
+    for key in keys:
+        assert result(core, update(**key)) == Result.REPEATED
+
+
 @pytest.mark.parametrize("business", [b"", b"a", b"x" * 7, b"x" * 8, b"x" * 9, b"x" * 16, b"x" * 24, b"x" * 30])
 def test_what_stands_behind_the_business_in_its_field_does_not_count(business):
     core = replica()
