@@ -10,17 +10,24 @@ from numba.extending import intrinsic
 
 from pipeline.ledger import balance_home, balance_key
 from pipeline.order_book import find_order, id_home, list_home, list_key
-from pipeline.state import MARKETS, NONE
+from pipeline.state import BALANCES, MARKETS, NONE, ORDERS
 from shm.records import Kind, Side
 
 FIRST = 8                     # commands ahead: hash cells
 SECOND = 4                    # commands ahead: the orders that those cells name
 THIRD = 2                     # commands ahead: those orders' neighbours
+LARGE_FROM = 20_000           # orders and balances
 PUT_LIMIT = int(Kind.PUT_LIMIT)
 PUT_MARKET = int(Kind.PUT_MARKET)
 CANCEL = int(Kind.CANCEL)
 UPDATE_BALANCE = int(Kind.UPDATE_BALANCE)
 ASK = int(Side.ASK)
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def is_worthwhile(state):
+    """Whether the state is larger than the cache: on a small one, looking ahead costs more than it saves."""
+    return state.counters[ORDERS] + state.counters[BALANCES] > LARGE_FROM
 
 
 @intrinsic

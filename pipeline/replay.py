@@ -2,7 +2,7 @@
 from numba import int64, njit
 
 from pipeline.core import apply
-from pipeline.lookahead import FIRST, SECOND, THIRD, fetch_cells, fetch_neighbours, fetch_orders
+from pipeline.lookahead import FIRST, SECOND, THIRD, fetch_cells, fetch_neighbours, fetch_orders, is_worthwhile
 from pipeline.state import DEFECT, SEQUENCE
 from shm.records import COMMAND, JOURNAL, LIMITS, STAMP_BYTES, Kind
 
@@ -39,7 +39,7 @@ def replay_span(state, inbox, out, records, slots, start, end, positions, genera
     """
     slot = start
     while slot < end:
-        if slot + FIRST < end:
+        if slot + FIRST < end and is_worthwhile(state):
             fetch_cells(state, records[slot + FIRST])
             fetch_orders(state, records[slot + SECOND])
             fetch_neighbours(state, records[slot + THIRD])

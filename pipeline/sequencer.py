@@ -10,7 +10,7 @@ from numba import int64, njit, uint64
 
 from pipeline.chain import chain_value_at
 from pipeline.core import apply
-from pipeline.lookahead import FIRST, SECOND, THIRD, fetch_cells, fetch_neighbours, fetch_orders
+from pipeline.lookahead import FIRST, SECOND, THIRD, fetch_cells, fetch_neighbours, fetch_orders, is_worthwhile
 from pipeline.replay import BODY_WORDS, COMMAND_WORDS, SLOT_WORDS, STAMP_WORDS
 from pipeline.state import DEFECT, EVENT_POSITION, OUTPUT_DIGEST, SEQUENCE, TIME_NS
 from shm.atomics import fence_seq_cst, load_acquire, store_release
@@ -203,7 +203,8 @@ def run_batch(state, inbox, out, rings):
                 break
             if handled == 0:
                 time_ns = stamp_time(state, rings)
-            look_ahead(state, rings, gateway, position, tail)
+            if is_worthwhile(state):
+                look_ahead(state, rings, gateway, position, tail)
             mask = rings.commands.shape[1] - 1
             slots = int64(rings.command_records[gateway, position & mask].slots)
             copy_out(rings.commands[gateway], position, min(max(slots, 1), COMMAND_SLOTS_MAX), inbox.words)

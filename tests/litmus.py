@@ -180,6 +180,7 @@ def consume(words, slots, first, end, wait_ns, message, scratch):
             head += count
             number += 1
         store_release(words, 0, HEAD, head)
+        stop_at = now_ns(CLOCK_MONOTONIC, scratch) + wait_ns
     return number, 0
 
 

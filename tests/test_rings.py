@@ -1,6 +1,7 @@
 """Rings between two processes: nothing torn, lost or seen too early, whoever is killed; a lapped reader knows it."""
 import random
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from tests import litmus
 from tests.litmus import LAPS, READ, TORN, WRONG
 
 SIZES = RingSizes(gateways=1, command_slots=256, reply_slots=256, journal_slots=64, event_slots=256)
-ROOMY = RingSizes(gateways=1, command_slots=2**16, reply_slots=128, journal_slots=64, event_slots=256)
+ROOMY = replace(SIZES, command_slots=2**16)
 PATIENCE_NS = 60_000_000_000   # without anything new, a test gives up
 FOR_EVER = 2**62
 
@@ -60,17 +61,18 @@ def compile_ring_kernels(segment):
     litmus.consume(segment.words, slots, 0, 0, 0, litmus.message_buffer(slots), make_scratch())
 
 
-@pytest.mark.parametrize("ring, batch", [("commands", 64), ("commands", 1), ("replies", 16)])
-def test_records_of_another_process_arrive_whole_and_in_order(shared, request, ring, batch):
-    instance, memory = shared
-    segment = getattr(memory, ring)
-    count = number_of(request, "--ring-records") // 3
-    compile_ring_kernels(segment)
-    with litmus.forked(produce, instance, SIZES, ring, 0, count, batch):
-        number, wrong = litmus.consume(segment.words, segment.slots[0], 0, count, PATIENCE_NS,
-                                       litmus.message_buffer(segment.slots[0]), make_scratch())
-        assert (number, wrong) == (count, 0)
-    assert segment.words[0, CommandWord.HEAD] == segment.words[0, CommandWord.TAIL]
+@pytest.mark.parametrize("ring, batch, capacity", [("commands", 64, 4096), ("commands", 1, 256), ("replies", 16, 4096)])
+def test_records_of_another_process_arrive_whole_and_in_order(request, ring, batch, capacity):
+    count = number_of(request, "--ring-records") // (30 if batch == 1 else 2)
+    sizes = replace(SIZES, command_slots=capacity, reply_slots=capacity)
+    with litmus.shared_memory(sizes) as (instance, memory):
+        segment = getattr(memory, ring)
+        compile_ring_kernels(segment)
+        with litmus.forked(produce, instance, sizes, ring, 0, count, batch):
+            number, wrong = litmus.consume(segment.words, segment.slots[0], 0, count, PATIENCE_NS,
+                                           litmus.message_buffer(segment.slots[0]), make_scratch())
+            assert (number, wrong) == (count, 0)
+        assert segment.words[0, CommandWord.HEAD] == segment.words[0, CommandWord.TAIL]
 
 
 def test_a_producer_killed_in_mid_batch_shows_nothing_half_written_and_goes_on_at_the_tail(request):
