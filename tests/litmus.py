@@ -200,12 +200,13 @@ def write_events(state, out, count, batch):
 
 
 @njit(cache=True, _nrt=False)
-def read_events(words, slots, end, wait_ns, events, seen, scratch):
-    """Read events as they become visible, up to `end` or until none comes for `wait_ns`, dawdling more and more after
-    each gap until it is lapped again. `seen`: READ, LAPS, TORN (in copies that were refused), WRONG (in others).
+def read_events(words, slots, position, end, wait_ns, events, seen, scratch):
+    """Read events from `position` on as they become visible, up to `end` or until none comes for `wait_ns`, dawdling
+    more and more after each gap until it is lapped again. Returns the position reached.
+
+    `seen`: READ, LAPS, TORN (in copies that were refused), WRONG (in others).
     """
     width = slots.shape[1]
-    position = visible_end(words)
     stop_at = now_ns(CLOCK_MONOTONIC, scratch) + wait_ns
     dawdle = int64(1)
     while position < end:
