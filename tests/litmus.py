@@ -202,7 +202,7 @@ def write_events(state, out, count, batch):
 @njit(cache=True, _nrt=False)
 def read_events(words, slots, position, end, wait_ns, events, seen, scratch):
     """Read events from `position` on as they become visible, up to `end` or until none comes for `wait_ns`, dawdling
-    more and more after each gap until it is lapped again. Returns the position reached.
+    more and more until it is lapped; then it goes on in the middle of the ring or at its end. Returns the position.
 
     `seen`: READ, LAPS, TORN (in copies that were refused), WRONG (in others).
     """
@@ -225,7 +225,7 @@ def read_events(words, slots, position, end, wait_ns, events, seen, scratch):
         if count == LAPPED:
             seen[1] += 1
             seen[2] += torn
-            position = visible_end(words)
+            position = max(position, visible_end(words) - (seen[1] & 1) * slots.shape[0] // 2)
             dawdle = 1
         else:
             seen[0] += count
@@ -247,10 +247,13 @@ X, Y, READY_X, READY_Y = (place * segments.WORD_STRIDE for place in range(4))
 
 @njit(cache=True, _nrt=False, forceinline=True)
 def meet(words, mine, other, number):
-    """Wait until both are at this round."""
+    """Wait until both are at this round: spinning, so that they go on at one moment, but not for a whole time slice."""
     store_release(words, 0, mine, number)
+    spins = 0
     while load_acquire(words, 0, other) < number:
-        pass
+        spins += 1
+        if spins % 1024 == 0:
+            _sched_yield()
 
 
 @njit(cache=True, _nrt=False)
@@ -274,35 +277,44 @@ def buffer_without_fence(words, mine, other, ready_mine, ready_other, outcomes):
 
 @njit(cache=True, _nrt=False)
 def pass_messages(words, data, end):
-    """Write a message into all of `data`, then say its number with release; never waits."""
+    """Write a message into all of `data`, then say its number with release; it waits for nobody."""
     for number in range(1, end):
         for word in range(len(data)):
             data[word] = number
         store_release(words, 0, X, number)
+        if number % 64 == 0:
+            _sched_yield()
 
 
 @njit(cache=True, _nrt=False)
-def take_messages(words, data, end):
-    """Acquire the number, then read `data` backwards: (rounds, how many words were older than the number said)."""
-    rounds = older = 0
-    number = 0
-    while number < end - 1:
+def take_messages(words, data, count):
+    """Acquire `count` new numbers, read `data` backwards after each; returns how many words were older than that."""
+    older = 0
+    last = int64(0)
+    for _ in range(count):
         number = load_acquire(words, 0, X)
+        while number == last:
+            _sched_yield()
+            number = load_acquire(words, 0, X)
         for word in range(len(data) - 1, -1, -1):
             if data[word] < number:
                 older += 1
-        rounds += 1
-    return rounds, older
+        last = number
+    return older
 
 
 # Sleeping and waking.
 
 @njit(cache=True, _nrt=False)
-def sleep_and_take(words, sleepers, role, bell, rounds, timeout_ms, scratch):
-    """Take what is published, sleeping whenever there is nothing. Returns (times it slept, wake-ups lost)."""
+def sleep_and_take(words, sleepers, role, bell, rounds, timeout_ms, budget_ns, scratch):
+    """Take what is published, sleeping whenever there is nothing, for so many rounds or so long.
+
+    Returns (rounds, times it slept, wake-ups lost).
+    """
     head = int64(0)
     slept = lost = 0
-    while head < rounds:
+    stop_at = now_ns(CLOCK_MONOTONIC, scratch) + budget_ns
+    while head < rounds and now_ns(CLOCK_MONOTONIC, scratch) < stop_at:
         tail = load_acquire(words, 0, TAIL)
         if tail > head:
             head = tail
@@ -317,7 +329,7 @@ def sleep_and_take(words, sleepers, role, bell, rounds, timeout_ms, scratch):
             if late and load_acquire(words, 0, TAIL) > head:
                 lost += 1
         announce_waking(sleepers, role)
-    return slept, lost
+    return head, slept, lost
 
 
 @njit(cache=True, _nrt=False)
