@@ -66,7 +66,7 @@ def set_limits(state, out, limits):
     counters[BALANCES_MAX] = limits.balances_max
     counters[ASSETS_MAX] = limits.assets_max
     counters[MARKETS_MAX] = limits.markets_max
-    return None
+    return True
 
 
 @njit(cache=True, _nrt=False)
@@ -102,7 +102,7 @@ def add_asset(state, out, asset):
     record.show_unit_high = high_half(show_unit)
     counters[ASSETS] += 1
     counters[CATALOG_VERSION] += 1
-    return None
+    return True
 
 
 @njit(cache=True, _nrt=False)
@@ -126,6 +126,9 @@ def add_market(state, out, market):
     for index in range(counters[MARKETS]):
         if same_name(market.name, market.name_bytes, state.markets[index].name, state.markets[index].name_bytes):
             return refuse(out, INVALID, FIELD_DEFINITION, 0)
+    min_lots = lots_rounded_up(market.min_amount, int64(market.min_amount_decimals), stock_prec)
+    if min_lots > from_int64(INT64_MAX):  # no order could be as large
+        return refuse(out, INVALID, FIELD_DEFINITION, 0)
     record = state.markets[counters[MARKETS]]
     record.stock_asset_id = market.stock_asset_id
     record.money_asset_id = market.money_asset_id
@@ -151,23 +154,20 @@ def add_market(state, out, market):
     record.bid_fee_unit_high = high_half(unit)
     record.fee_one = int64(low_half(power_of_ten(fee_prec)))
     record.amount_max = WHOLE_UNITS_MAX if stock_prec == 0 else INT64_MAX
-    record.min_lots = lots_rounded_up(market.min_amount, int64(market.min_amount_decimals), stock_prec)
+    record.min_lots = int64(low_half(min_lots))
     counters[MARKETS] += 1
     counters[CATALOG_VERSION] += 1
-    return None
+    return True
 
 
 @njit(cache=True, _nrt=False)
 def lots_rounded_up(amount, decimals, stock_prec):
-    """`amount` x 10^-decimals in lots, rounded up, at most int64: below it means below min_amount."""
+    """`amount` x 10^-decimals in lots, 128-bit, rounded up."""
     lots = from_int64(amount)
-    if decimals > stock_prec:
-        unit = power_of_ten(decimals - stock_prec)
-        quotient = divide(lots, unit)
-        if quotient * unit != lots:
-            quotient += from_int64(1)
-        lots = quotient
-    else:
-        lots = lots * power_of_ten(stock_prec - decimals)
-    most = from_int64(INT64_MAX)
-    return int64(low_half(lots if lots < most else most))
+    if decimals <= stock_prec:
+        return lots * power_of_ten(stock_prec - decimals)
+    unit = power_of_ten(decimals - stock_prec)
+    quotient = divide(lots, unit)
+    if quotient * unit != lots:
+        quotient += from_int64(1)
+    return quotient

@@ -10,6 +10,7 @@ from pipeline.idempotency import has_room, is_known, remember
 from pipeline.inbox import label_word
 from pipeline.ledger import available, change_available, find_balance, frozen, open_balance
 from pipeline.matching import cancel_order, put_order
+from pipeline.money import money_max
 from pipeline.output import fold_events, next_event, refuse
 from pipeline.reads import (
     find_pending,
@@ -109,7 +110,7 @@ def update_balance(state, out, inbox, sequence, time_ns):
         return refuse(out, INVALID, FIELD_DETAIL, DETAIL_BYTES_MAX)
     asset = state.assets[command.asset_id]
     zero = from_int64(0)
-    most = from_int64(WHOLE_UNITS_MAX) * from_int64(10**10) * from_int64(10**10)
+    most = money_max()
     change = from_halves(command.change_low, command.change_high)
     if change > most or change < -most:
         return refuse(out, INVALID, FIELD_CHANGE, WHOLE_UNITS_MAX)
@@ -158,7 +159,7 @@ def update_balance(state, out, inbox, sequence, time_ns):
     event.label_bytes = command.label_bytes
     for index in range(32):
         event.label[index] = command.label[index] if index < command.label_bytes else 0
-    return None
+    return True
 
 
 @njit(cache=True, _nrt=False, forceinline=True)

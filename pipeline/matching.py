@@ -1,65 +1,28 @@
-"""Orders: admission, matching, cancelling. One matching function for both sides and both types: side is data.
+"""Orders: matching, resting, cancelling. One matching function for both sides and both types: side is data.
 
-Price-time priority; a deal is at the resting order's price; each side pays its fee from what it receives, at the rate
-of its role; a taker pays from what it has available, a maker from what it has frozen. Source: engine.md 5 to 8.
-Everything is checked before anything is changed: a refusal leaves no trace.
+Price-time priority; a deal is at the resting order's price. Source: engine.md 5 to 8. Whether an order may enter is
+decided in admission.py, how a deal is paid in settlement.py.
 """
 from numba import int64, njit
 
+from pipeline.admission import is_admitted, is_well_formed
 from pipeline.inbox import label_word
-from pipeline.ledger import available, change_available, change_frozen, find_balance, held, open_balance
+from pipeline.ledger import change_available, change_frozen, find_balance, open_balance
+from pipeline.money import money_of, stock_of
 from pipeline.order_book import find_order, give_slot, leave, left_of, reduce_resting, rest, side_index_of, take_slot
 from pipeline.output import next_event, refuse, write_order, write_order_event
 from pipeline.price_levels import best_level
-from pipeline.state import (
-    BALANCES,
-    BALANCES_MAX,
-    DEAL_ID,
-    FREE_NODES,
-    LEVELS,
-    LEVELS_MAX,
-    MARKETS,
-    NONE,
-    ORDER_ID,
-    ORDER_STATE,
-    ORDERS,
-    ORDERS_MAX,
-    TREE_HEIGHT_MAX,
-)
-from shm.int128 import divide, from_halves, from_int64, high_half, low_half, multiply_int64, product_overflows
-from shm.records import (
-    INT64_MAX,
-    LABEL_BYTES_MAX,
-    MONEY_DECIMALS,
-    WHOLE_UNITS_MAX,
-    EventKind,
-    Field,
-    Kind,
-    OrderEvent,
-    OrderType,
-    Result,
-    Side,
-)
+from pipeline.settlement import settle
+from pipeline.state import BALANCES, BALANCES_MAX, DEAL_ID, MARKETS, NONE, ORDER_ID, ORDER_STATE
+from shm.int128 import divide, from_halves, from_int64, high_half, low_half
+from shm.records import INT64_MAX, EventKind, Field, Kind, OrderEvent, OrderType, Result, Side
 
-OK = int(Result.OK)
 INVALID = int(Result.INVALID)
 FULL = int(Result.FULL)
-BALANCE_TOO_LOW = int(Result.BALANCE_TOO_LOW)
-AMOUNT_TOO_SMALL = int(Result.AMOUNT_TOO_SMALL)
-NO_COUNTERPARTY = int(Result.NO_COUNTERPARTY)
 ORDER_NOT_FOUND = int(Result.ORDER_NOT_FOUND)
 NOT_THE_OWNER = int(Result.NOT_THE_OWNER)
 FIELD_USER = int(Field.USER)
 FIELD_MARKET = int(Field.MARKET)
-FIELD_SIDE = int(Field.SIDE)
-FIELD_AMOUNT = int(Field.AMOUNT)
-FIELD_PRICE = int(Field.PRICE)
-FIELD_TAKER_FEE = int(Field.TAKER_FEE)
-FIELD_MAKER_FEE = int(Field.MAKER_FEE)
-FIELD_LABEL = int(Field.LABEL)
-FIELD_PRODUCT = int(Field.PRODUCT)
-FIELD_ORDERS = int(Field.ORDERS)
-FIELD_LEVELS = int(Field.LEVELS)
 FIELD_BALANCES = int(Field.BALANCES)
 PUT_LIMIT = int(Kind.PUT_LIMIT)
 ASK = int(Side.ASK)
@@ -69,144 +32,74 @@ MARKET_TYPE = int(OrderType.MARKET)
 PUT = int(OrderEvent.PUT)
 UPDATE = int(OrderEvent.UPDATE)
 FINISH = int(OrderEvent.FINISH)
-DEAL = int(EventKind.DEAL)
+DEAL_EVENT_KIND = int(EventKind.DEAL)
 SOURCE_WORD = ORDER_STATE.fields["source"][1] // 8
 assert ORDER_STATE.fields["source"][1] % 8 == 0  # the word after the source belongs to its count
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def unit_of(low, high):
-    return from_halves(low, high)
-
-
-@njit(cache=True, _nrt=False, forceinline=True)
-def money_of(market, price, lots):
-    """Exact money of `lots` at `price`; both sides' orders are bounded so that it fits."""
-    return multiply_int64(price, lots) * unit_of(market.deal_unit_low, market.deal_unit_high)
-
-
-@njit(cache=True, _nrt=False, forceinline=True)
-def stock_of(market, lots):
-    return from_int64(lots) * unit_of(market.stock_unit_low, market.stock_unit_high)
-
-
-@njit(cache=True, _nrt=False, forceinline=True)
-def product_too_large(market, price, lots):
-    """Whether price x lots exceeds WHOLE_UNITS_MAX of money."""
-    unit = unit_of(market.deal_unit_low, market.deal_unit_high)
-    ticks_lots = multiply_int64(price, lots)
-    if product_overflows(ticks_lots, unit):
-        return True
-    return ticks_lots * unit > from_int64(WHOLE_UNITS_MAX) * from_int64(10**10) * from_int64(10**10)
-
-
-@njit(cache=True, _nrt=False, forceinline=True)
-def less_than_min_amount(market, price, money):
-    """Whether `money` (of a market bid, in 10^-stock_prec) buys less than min_amount at `price`: exact, any size."""
-    wanted = multiply_int64(price, market.min_amount)
-    scale = int64(market.money_prec) + int64(market.min_amount_decimals) - int64(market.stock_prec)
-    given = from_int64(money)
-    ten = from_int64(10)
-    for _ in range(scale):
-        if product_overflows(given, ten):
-            return False
-        given = given * ten
-    for _ in range(-scale):
-        if product_overflows(wanted, ten):
-            return True
-        wanted = wanted * ten
-    return given < wanted
+def make_order(state, inbox, pays_row, gets_row, time_ns):
+    """The slot of a new order with the next id: it has dealt nothing and rests nowhere."""
+    command = inbox.command[0]
+    slot = take_slot(state)
+    for word in range(state.order_words.shape[1]):
+        state.order_words[slot, word] = 0
+    for word in range(4):
+        state.order_words[slot, SOURCE_WORD + word] = label_word(inbox.words, word, command.label_bytes)
+    state.counters[ORDER_ID] += 1
+    order = state.orders[slot]
+    order.order_id = state.counters[ORDER_ID]
+    order.created_at_ns = time_ns
+    order.updated_at_ns = time_ns
+    order.amount = command.amount
+    order.taker_fee = command.taker_fee
+    order.user_id = command.user_id
+    order.market_id = command.market_id
+    order.side = command.side
+    order.stock_row = pays_row if command.side == ASK else gets_row
+    order.money_row = gets_row if command.side == ASK else pays_row
+    order.order_flags = command.order_flags
+    order.source_bytes = command.label_bytes
+    order.left_low = command.amount
+    if command.kind == PUT_LIMIT:
+        order.order_type = LIMIT_TYPE
+        order.price = command.price
+        order.maker_fee = command.maker_fee
+    else:
+        order.order_type = MARKET_TYPE
+        if command.side == BID:
+            money = stock_of(state.markets[command.market_id], command.amount)
+            order.left_low = low_half(money)
+            order.left_high = high_half(money)
+    return slot
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
 def put_order(state, out, inbox, sequence, time_ns):
     """order.put_limit and order.put_market: check all, then match, then rest or finish. The reply is the order."""
     command = inbox.command[0]
-    if command.user_id == 0:
-        return refuse(out, INVALID, FIELD_USER, 0)
-    if command.market_id >= state.counters[MARKETS]:
-        return refuse(out, INVALID, FIELD_MARKET, 0)
+    if not is_well_formed(state, out, command):
+        return False
     side = command.side
-    if side != ASK and side != BID:
-        return refuse(out, INVALID, FIELD_SIDE, 0)
     market = state.markets[command.market_id]
     is_limit = command.kind == PUT_LIMIT
-    amount = command.amount
-    if amount <= 0 or amount > market.amount_max:
-        return refuse(out, INVALID, FIELD_AMOUNT, market.amount_max)
-    price = command.price if is_limit else 0
-    if is_limit and price <= 0:
-        return refuse(out, INVALID, FIELD_PRICE, INT64_MAX)
-    if command.taker_fee < 0 or command.taker_fee >= market.fee_one:
-        return refuse(out, INVALID, FIELD_TAKER_FEE, market.fee_one - 1)
-    maker_fee = command.maker_fee if is_limit else 0
-    if maker_fee < 0 or maker_fee >= market.fee_one:
-        return refuse(out, INVALID, FIELD_MAKER_FEE, market.fee_one - 1)
-    if command.label_bytes > LABEL_BYTES_MAX:
-        return refuse(out, INVALID, FIELD_LABEL, LABEL_BYTES_MAX)
-    if is_limit and product_too_large(market, price, amount):
-        return refuse(out, INVALID, FIELD_PRODUCT, WHOLE_UNITS_MAX)
-
+    required = stock_of(market, command.amount)  # a market bid's money is cut to stock_prec too
+    if side == BID and is_limit:
+        required = money_of(market, command.price, command.amount)
     pays_asset = market.stock_asset_id if side == ASK else market.money_asset_id
     gets_asset = market.money_asset_id if side == ASK else market.stock_asset_id
-    stock_unit = unit_of(market.stock_unit_low, market.stock_unit_high)
-    required = from_int64(amount) * stock_unit  # a market bid's money is cut to stock_prec too
-    if side == BID and is_limit:
-        required = money_of(market, price, amount)
     pays_row = find_balance(state, command.user_id, pays_asset)
-    if pays_row == NONE or available(state.balances[pays_row]) < required:
-        return refuse(out, BALANCE_TOO_LOW, 0, 0)
     opposite_index = side_index_of(command.market_id, ASK + BID - side)
-    if not is_limit:
-        best = best_level(state, opposite_index)
-        if best == NONE:
-            return refuse(out, NO_COUNTERPARTY, 0, 0)
-        if side == BID:
-            if less_than_min_amount(market, state.levels[best].price, amount):
-                return refuse(out, AMOUNT_TOO_SMALL, 0, 0)
-        elif amount < market.min_lots:
-            return refuse(out, AMOUNT_TOO_SMALL, 0, 0)
-    elif amount < market.min_lots:
-        return refuse(out, AMOUNT_TOO_SMALL, 0, 0)
-    counters = state.counters
-    if is_limit:
-        if counters[ORDERS] >= counters[ORDERS_MAX]:
-            return refuse(out, FULL, FIELD_ORDERS, counters[ORDERS_MAX])
-        if counters[LEVELS] >= counters[LEVELS_MAX] or counters[FREE_NODES] < 2 * TREE_HEIGHT_MAX:
-            return refuse(out, FULL, FIELD_LEVELS, counters[LEVELS_MAX])
+    if not is_admitted(state, out, command, pays_row, required, opposite_index):
+        return False
     gets_row = find_balance(state, command.user_id, gets_asset)
     if gets_row == NONE:
-        if counters[BALANCES] >= counters[BALANCES_MAX]:
-            return refuse(out, FULL, FIELD_BALANCES, counters[BALANCES_MAX])
+        if state.counters[BALANCES] >= state.counters[BALANCES_MAX]:
+            return refuse(out, FULL, FIELD_BALANCES, state.counters[BALANCES_MAX])
         gets_row = open_balance(state, command.user_id, gets_asset)
 
-    counters[ORDER_ID] += 1
-    slot = take_slot(state)
-    for word in range(state.order_words.shape[1]):
-        state.order_words[slot, word] = 0
-    for word in range(4):
-        state.order_words[slot, SOURCE_WORD + word] = label_word(inbox.words, word, command.label_bytes)
+    slot = make_order(state, inbox, pays_row, gets_row, time_ns)
     taker = state.orders[slot]
-    taker.order_id = counters[ORDER_ID]
-    taker.created_at_ns = time_ns
-    taker.updated_at_ns = time_ns
-    taker.price = price
-    taker.amount = amount
-    taker.left_low = amount
-    if side == BID and not is_limit:
-        taker.left_low = low_half(required)
-        taker.left_high = high_half(required)
-    taker.taker_fee = command.taker_fee
-    taker.maker_fee = maker_fee
-    taker.user_id = command.user_id
-    taker.market_id = command.market_id
-    taker.side = side
-    taker.order_type = LIMIT_TYPE if is_limit else MARKET_TYPE
-    taker.stock_row = pays_row if side == ASK else gets_row
-    taker.money_row = gets_row if side == ASK else pays_row
-    taker.order_flags = command.order_flags
-    taker.source_bytes = command.label_bytes
-
     match(state, out, slot, opposite_index, sequence, time_ns)
 
     left = left_of(taker)
@@ -216,7 +109,7 @@ def put_order(state, out, inbox, sequence, time_ns):
         rest(state, slot)
         change = stock_of(market, left)
         if side == BID:
-            change = money_of(market, price, left)
+            change = money_of(market, command.price, left)
         change_available(state, pays_row, -change)
         change_frozen(state, pays_row, change)
     else:
@@ -224,7 +117,7 @@ def put_order(state, out, inbox, sequence, time_ns):
         write_order(state, out, 0, slot)
         give_slot(state, slot)
     out.header[0].rows = 1
-    return None
+    return True
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
@@ -240,7 +133,7 @@ def crosses(taker, maker_price):
 @njit(cache=True, _nrt=False, forceinline=True)
 def lots_for_money(market, taker, price, money_left):
     """What a market bid can still buy at `price`, rounded down to a lot and to what its totals can hold."""
-    unit = unit_of(market.deal_unit_low, market.deal_unit_high)
+    unit = from_halves(market.deal_unit_low, market.deal_unit_high)
     lots = divide(divide(money_left, unit), from_int64(price))
     most = from_int64(INT64_MAX - taker.deal_stock)
     return low_half(lots if lots < most else most)
@@ -255,7 +148,7 @@ def match(state, out, slot, opposite_index, sequence, time_ns):
     taker = state.orders[slot]
     market = state.markets[taker.market_id]
     spends_money = taker.order_type == MARKET_TYPE and taker.side == BID
-    zero = from_int64(0)
+    money_left = from_int64(0)
     while taker.left_low != 0 or taker.left_high != 0:
         level = best_level(state, opposite_index)
         if level == NONE or not crosses(taker, state.levels[level].price):
@@ -270,14 +163,6 @@ def match(state, out, slot, opposite_index, sequence, time_ns):
                 break
         else:
             amount = min(amount, left_of(taker))
-        deal = money_of(market, maker.price, amount)
-        stock = stock_of(market, amount)
-        ask_rate = taker.taker_fee if taker.side == ASK else maker.maker_fee
-        bid_rate = maker.maker_fee if taker.side == ASK else taker.taker_fee
-        ask_fee = multiply_int64(maker.price, amount) * (
-            from_int64(ask_rate) * unit_of(market.ask_fee_unit_low, market.ask_fee_unit_high))
-        bid_fee = from_int64(amount) * (
-            from_int64(bid_rate) * unit_of(market.bid_fee_unit_low, market.bid_fee_unit_high))
         taker.updated_at_ns = time_ns
         maker.updated_at_ns = time_ns
         state.counters[DEAL_ID] += 1
@@ -285,99 +170,22 @@ def match(state, out, slot, opposite_index, sequence, time_ns):
         event = out.deal_events[next_event(state, out)]
         event.sequence = sequence
         event.time_ns = time_ns
-        event.kind = DEAL
-        event.order_event = 0
+        event.kind = DEAL_EVENT_KIND
         event.deal_id = state.counters[DEAL_ID]
-        event.price = maker.price
-        event.amount = amount
-        event.deal_low = low_half(deal)
-        event.deal_high = high_half(deal)
-        event.ask_fee_low = low_half(ask_fee)
-        event.ask_fee_high = high_half(ask_fee)
-        event.bid_fee_low = low_half(bid_fee)
-        event.bid_fee_high = high_half(bid_fee)
-        event.ask_order_id = taker.order_id if taker.side == ASK else maker.order_id
-        event.bid_order_id = maker.order_id if taker.side == ASK else taker.order_id
-        event.taker_fee = taker.taker_fee
-        event.maker_fee = maker.maker_fee
-        event.ask_user_id = taker.user_id if taker.side == ASK else maker.user_id
-        event.bid_user_id = maker.user_id if taker.side == ASK else taker.user_id
-        event.market_id = taker.market_id
-        event.taker_side = taker.side
-
-        # the steps of engine.md 6.2, each on the rows as the step before left them: a self-trade shares them
-        taker_is_ask = taker.side == ASK
-        taker_pays = taker.stock_row if taker_is_ask else taker.money_row
-        taker_gets = taker.money_row if taker_is_ask else taker.stock_row
-        maker_pays = maker.money_row if taker_is_ask else maker.stock_row
-        maker_gets = maker.stock_row if taker_is_ask else maker.money_row
-        taker_outflow = stock if taker_is_ask else deal
-        maker_outflow = deal if taker_is_ask else stock
-        taker_fee = ask_fee if taker_is_ask else bid_fee
-        maker_fee = bid_fee if taker_is_ask else ask_fee
-        change_available(state, taker_pays, -taker_outflow)
-        total = held(state, taker_pays)
-        event.taker_out_low = low_half(total)
-        event.taker_out_high = high_half(total)
-        change_available(state, taker_gets, maker_outflow)
-        total = held(state, taker_gets)
-        event.taker_in_low = low_half(total)
-        event.taker_in_high = high_half(total)
-        if taker_fee > zero:
-            change_available(state, taker_gets, -taker_fee)
-            charge(state, taker_gets, taker_fee)
-            total = held(state, taker_gets)
-        event.taker_fee_paid_low = low_half(total)
-        event.taker_fee_paid_high = high_half(total)
-        change_frozen(state, maker_pays, -maker_outflow)
-        total = held(state, maker_pays)
-        event.maker_out_low = low_half(total)
-        event.maker_out_high = high_half(total)
-        change_available(state, maker_gets, taker_outflow)
-        total = held(state, maker_gets)
-        event.maker_in_low = low_half(total)
-        event.maker_in_high = high_half(total)
-        if maker_fee > zero:
-            change_available(state, maker_gets, -maker_fee)
-            charge(state, maker_gets, maker_fee)
-            total = held(state, maker_gets)
-        event.maker_fee_paid_low = low_half(total)
-        event.maker_fee_paid_high = high_half(total)
+        settle(state, event, market, taker, maker, amount)
 
         if spends_money:
-            money_left = from_halves(taker.left_low, taker.left_high) - deal
+            money_left = money_left - money_of(market, maker.price, amount)
             taker.left_low = low_half(money_left)
             taker.left_high = high_half(money_left)
         else:
             taker.left_low = left_of(taker) - amount
-        add_deal(taker, amount, deal, taker_fee)
-        add_deal(maker, amount, deal, maker_fee)
         reduce_resting(state, maker_slot, amount)
         if left_of(maker) == 0:
             write_order_event(state, out, sequence, time_ns, FINISH, maker_slot)
             leave(state, maker_slot)
         else:
             write_order_event(state, out, sequence, time_ns, UPDATE, maker_slot)
-
-
-@njit(cache=True, _nrt=False, forceinline=True)
-def charge(state, row, fee):
-    """A fee leaves the ledger; its asset's record remembers how much."""
-    asset = state.assets[state.balances[row].asset_id]
-    total = from_halves(asset.fees_low, asset.fees_high) + fee
-    asset.fees_low = low_half(total)
-    asset.fees_high = high_half(total)
-
-
-@njit(cache=True, _nrt=False, forceinline=True)
-def add_deal(order, amount, deal, fee):
-    order.deal_stock += amount
-    money = from_halves(order.deal_money_low, order.deal_money_high) + deal
-    order.deal_money_low = low_half(money)
-    order.deal_money_high = high_half(money)
-    fees = from_halves(order.deal_fee_low, order.deal_fee_high) + fee
-    order.deal_fee_low = low_half(fees)
-    order.deal_fee_high = high_half(fees)
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
@@ -405,7 +213,4 @@ def cancel_order(state, out, command, sequence, time_ns):
     change_frozen(state, row, -change)
     change_available(state, row, change)
     leave(state, slot)
-    return None
-
-
-assert MONEY_DECIMALS == 20
+    return True

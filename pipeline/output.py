@@ -30,8 +30,6 @@ from shm.segments import WORD_STRIDE, EventWord
 INTENT = int(EventWord.INTENT)
 EVENT_WORDS = EVENT_BYTES // 8
 INTENT_AHEAD = 16             # slots announced at once: a fence every 16 events, not every one
-BALANCE_EVENT_KIND = int(EventKind.BALANCE)
-DEAL_EVENT_KIND = int(EventKind.DEAL)
 ORDER_EVENT_KIND = int(EventKind.ORDER)
 HEADER_WORDS = REPLY_HEADER.itemsize // 8
 EVENT_HEADER_WORDS = EVENT_HEADER.itemsize // 8
@@ -108,10 +106,13 @@ def fold_full_ring(state, out):
 
 @njit(cache=True, _nrt=False, forceinline=True)
 def refuse(out, result, field, bound):
-    """The command changed nothing: `result`, the Field that it speaks of, and its limit where there is one."""
+    """The command changed nothing: `result`, the Field that it speaks of, and its limit where there is one.
+
+    Returns False, for whoever says whether the command may pass."""
     out.header[0].result = result
     out.header[0].field = field
     out.header[0].bound = bound
+    return False
 
 
 @njit(cache=True, _nrt=False, forceinline=True)

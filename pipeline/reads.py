@@ -14,7 +14,6 @@ from shm.records import ALL_ASSETS, LIST_LIMIT_MAX, Field, Result, Side
 
 ASK = int(Side.ASK)
 BID = int(Side.BID)
-OK = int(Result.OK)
 INVALID = int(Result.INVALID)
 ORDER_NOT_FOUND = int(Result.ORDER_NOT_FOUND)
 FIELD_USER = int(Field.USER)
@@ -51,7 +50,7 @@ def query_balance(state, out, command):
         for asset_id in range(state.counters[ASSETS]):
             write_balance(state, out, asset_id, command.user_id, asset_id)
         out.header[0].rows = state.counters[ASSETS]
-        return None
+        return True
     count = int64(command.label_bytes) // 2
     if count > 16:
         return refuse(out, INVALID, FIELD_ASSET, 16)
@@ -61,7 +60,7 @@ def query_balance(state, out, command):
             return refuse(out, INVALID, FIELD_ASSET, state.counters[ASSETS])
         write_balance(state, out, index, command.user_id, asset_id)
     out.header[0].rows = count
-    return None
+    return True
 
 
 @njit(cache=True, _nrt=False)
@@ -138,7 +137,7 @@ def list_book(state, out, command):
     out.header[0].total = total
     skip = command.offset
     if skip < 0 or skip >= total:
-        return None
+        return True
     rows = 0
     leaf = state.sides[side_index].first_leaf
     while leaf != NONE and rows < command.limit:
@@ -159,7 +158,7 @@ def list_book(state, out, command):
                 break
         leaf = state.nodes[leaf].next
     out.header[0].rows = rows
-    return None
+    return True
 
 
 @njit(cache=True, _nrt=False)
@@ -178,7 +177,7 @@ def list_depth(state, out, command):
     bids = depth_of_side(state, out, command, BID, asks)
     out.header[0].rows = asks
     out.header[0].total = bids
-    return None
+    return True
 
 
 @njit(cache=True, _nrt=False)
@@ -229,11 +228,11 @@ def list_pending(state, out, command):
     key = list_key(command.user_id, command.market_id)
     cell = state.user_lists[list_cell(state.user_lists, key)]
     if cell.key != key:
-        return None
+        return True
     out.header[0].total = cell.count
     skip = command.offset
     if skip < 0 or skip >= cell.count:
-        return None
+        return True
     rows = 0
     slot = int64(cell.head)
     while slot != NONE and rows < command.limit:
@@ -244,7 +243,7 @@ def list_pending(state, out, command):
             rows += 1
         slot = int64(state.orders[slot].older)
     out.header[0].rows = rows
-    return None
+    return True
 
 
 @njit(cache=True, _nrt=False)
@@ -254,8 +253,7 @@ def find_pending(state, out, command):
         return refuse(out, INVALID, FIELD_MARKET, 0)
     slot = find_order(state, command.reference)
     if slot == NONE or state.orders[slot].market_id != command.market_id:
-        out.header[0].result = ORDER_NOT_FOUND
-        return None
+        return refuse(out, ORDER_NOT_FOUND, 0, 0)
     write_order(state, out, 0, slot)
     out.header[0].rows = 1
-    return None
+    return True

@@ -20,15 +20,6 @@ def limits_of(configuration):
     return limits
 
 
-def largest(*limits):
-    """The LIMITS with the largest of each capacity."""
-    result = limits[0].copy()
-    for other in limits[1:]:
-        for name in LIMITS.names[1:]:
-            result[name] = max(result[name], other[name])
-    return result
-
-
 def _command(kind, record):
     command = np.zeros((), COMMAND)
     command["kind"], command["slots"], command["payload_bytes"] = kind, 2, record.dtype.itemsize

@@ -63,7 +63,6 @@ LEVEL_MISSING = 3
 ORDER_INDEX_MISSING = 4
 USER_LIST_MISSING = 5
 POOL_EMPTY = 6
-FROZEN_REMAINS = 7
 
 ASSET_STATE = np.dtype([
     ("available_low", "<u8"), ("available_high", "<i8"),   # over all users

@@ -402,6 +402,7 @@ class _Reader:
                     self.refuse(f"{words} {key}", market[key], "must be the name of one of the assets"
                                 + (f"; did you mean {_shown(near[0])}?" if near else ""))
             self.check_precisions(words, market, by_name)
+            self.check_min_amount(words, market)
             found.append(market)
         return found
 
@@ -424,6 +425,14 @@ class _Reader:
                 f" rate and has {money_prec} + {stock_prec} + {fee_prec} decimals. The original server started with"
                 " such a market and silently cut what did not fit off the seller's balance, while the deal showed the"
                 f" whole fee. Raise that prec_save (at most {MONEY_DECIMALS}) or lower one of the three")
+
+    def check_min_amount(self, words, market):
+        """An order's amount is a 64-bit number of lots, and so is the smallest one."""
+        min_amount, stock_prec = market["min_amount"], market["stock_prec"]
+        if None not in (min_amount, stock_prec) and Decimal(min_amount).scaleb(stock_prec) > INT64_MAX:
+            self.refuse(f"{words} min_amount", min_amount,
+                        f"must be at most {INT64_MAX} units of 10^-{stock_prec}, as stock_prec says: no order could be"
+                        " as large")
 
     def check_rings(self, rings, limits, journal):
         if None not in (rings.reply_slots, limits.assets_max, limits.markets_max):

@@ -157,7 +157,6 @@ COMMAND_BODY_FIELDS = [
     ("reserved", "u1", (4,)),
 ]
 COMMAND = np.dtype([("request_id", "<u8"), *COMMAND_BODY_FIELDS])  # request_id: the gateway's, echoed, not journaled
-COMMAND_BODY_BYTES = COMMAND.itemsize - 8
 assert COMMAND.itemsize == 192
 
 COMMAND_SLOTS_MAX = 1 + -(-DETAIL_BYTES_MAX // COMMAND.itemsize)  # 44

@@ -150,7 +150,7 @@ def test_a_broken_rule_is_the_only_problem_told(found, words):
 
 
 @pytest.mark.parametrize("text", [
-    "0.01", "1", "0.00000000000000000001", "9223372036854775807", "1e3", "2.5E-3", "0.010"])
+    "0.01", "1", "0.00000000000000000001", "92233720368.54775807", "1e3", "2.5E-3", "0.010"])
 def test_a_smallest_amount_is_a_positive_decimal_number(text):
     assert configuration.parse(document(markets=[{**MARKET, "min_amount": text}])).markets[0].min_amount == text
 
@@ -161,6 +161,19 @@ def test_a_smallest_amount_is_a_positive_decimal_number(text):
 def test_a_smallest_amount_is_nothing_else(text):
     assert "must be a positive decimal number in quotes" in only_problem_of(
         document(markets=[{**MARKET, "min_amount": text}]))
+
+
+@pytest.mark.parametrize("min_amount, stock_prec, taken", [
+    ("9223372036854775807", 0, True), ("92233720368.54775807", 8, True),
+    ("92233720369", 8, False), ("9223372036854775807", 1, False)])
+def test_a_smallest_amount_is_one_that_an_order_can_have(min_amount, stock_prec, taken):
+    made = document(markets=[{**MARKET, "min_amount": min_amount, "stock_prec": stock_prec}])
+    if taken:
+        assert configuration.parse(made).markets[0].min_amount == min_amount
+    else:
+        assert only_problem_of(made) == (
+            f'markets "BTCUSDT" min_amount = "{min_amount}": must be at most 9223372036854775807 units of'
+            f" 10^-{stock_prec}, as stock_prec says: no order could be as large")
 
 
 def test_small_rings_are_taken_down_to_the_largest_reply():

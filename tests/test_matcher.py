@@ -7,7 +7,7 @@ import pytest
 from pipeline.matcher_agent import Broken, Matcher
 from pipeline.sequencer import serve
 from pipeline.state import SEQUENCE
-from shm import configuration
+from shm import configuration, segments
 from shm.doorbell import ring
 from shm.records import ALL_ASSETS, COMMAND, Kind, Result
 from shm.segments import CommandWord, CounterWord, JournalWord, ReplyWord, Role
@@ -83,7 +83,10 @@ class Exchange:
 
 @pytest.fixture
 def exchange(tmp_path):
-    return Exchange(tmp_path / "data")
+    exchange = Exchange(tmp_path / "data")
+    yield exchange
+    exchange.world.bury()
+    segments.unlink(exchange.world.instance)
 
 
 def test_a_fresh_matcher_journals_what_the_configuration_defines_and_a_restarted_one_finds_it_there(exchange):

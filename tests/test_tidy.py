@@ -18,9 +18,10 @@ PACKAGES = ("shm", "pipeline", "gateways", "tools")
 MAY_IMPORT = {                     # of our packages, beside itself
     "shm": set(), "pipeline": {"shm"}, "gateways": {"shm"}, "tools": {"shm", "pipeline", "gateways"}}
 CORE = {                           # all that decides an outcome; what else the core needs are names of constants
-    "pipeline.core", "pipeline.catalog", "pipeline.digest", "pipeline.idempotency", "pipeline.inbox", "pipeline.ledger",
-    "pipeline.matching", "pipeline.order_book", "pipeline.output", "pipeline.price_levels", "pipeline.reads",
-    "pipeline.state", "shm.atomics", "shm.int128", "shm.records"}
+    "pipeline.admission", "pipeline.core", "pipeline.catalog", "pipeline.digest", "pipeline.idempotency",
+    "pipeline.inbox", "pipeline.ledger", "pipeline.matching", "pipeline.money", "pipeline.order_book",
+    "pipeline.output", "pipeline.price_levels", "pipeline.reads", "pipeline.settlement", "pipeline.state",
+    "shm.atomics", "shm.int128", "shm.records"}
 CORE_MAY_IMPORT = {"numpy", "numba", "llvmlite", "typing", "enum", "operator"}
 CORE_MAY_NAME = {
     "shm.segments": {"WORD_STRIDE", "EventWord"},  # the events ring's words

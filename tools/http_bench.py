@@ -19,7 +19,7 @@ from tools.report import Failed
 
 CONNECTIONS = 32
 USERS = 100
-LOAD = Path(__file__).with_name("load.lua")
+LOAD = Path(__file__).with_name("http_bench.lua")
 RUNS = {  # name: (sync mode, kind of load)
     "http.put_limit.always": ("always", "orders"),
     "http.put_limit.interval": ("interval", "orders"),

@@ -1,4 +1,4 @@
--- Load of the HTTP benchmarks, for wrk: wrk -s load.lua URL -- KIND USERS
+-- Load of the HTTP benchmarks, for wrk: wrk -s http_bench.lua URL -- KIND USERS
 --   orders: order.put_limit on BTCUSDT, both sides around 8000, so that nearly all trade and the book stays small
 --   reads : order.depth, 20 levels
 local thread_count = 0
