@@ -15,7 +15,7 @@ import pytest
 from gateways.protocol import NOT_BUILT
 from shm import configuration, segments
 from shm.process import instance_of
-from shm.segments import CounterWord, Role
+from shm.segments import CommandWord, CounterWord, Role
 from tests.conftest import KERNELS
 from tests.launched import ROOT, free_port, wait_for
 from tests.test_protocol import CONFIG, RECORDINGS, body_of, comparable, read
@@ -59,20 +59,43 @@ class Exchange:
             self.wait_ready(name)
         return self
 
-    def wait_ready(self, name):
-        kind, _, index = name.partition("-")
-        role = Role[kind.upper()] + int(index or 0)
-        process = self.running[name]
+    def memory(self):
+        return segments.attach(instance_of(self.data), self.settings.rings, write=False)
 
+    def page(self, name):
+        """The counters of a process that runs; None before it has joined."""
+        kind, _, index = name.partition("-")
+        process = self.running[name]
+        assert process.poll() is None, self.said(name)
+        try:
+            page = self.memory().counters.words[Role[kind.upper()] + int(index or 0)]
+        except segments.SegmentError:
+            return None
+        return page if page[CounterWord.PID] == process.pid else None
+
+    def wait_joined(self, name):
+        wait_for(lambda: self.page(name) is not None, f"{name} has joined")
+
+    def wait_ready(self, name):
         def is_ready():
-            assert process.poll() is None, self.said(name)
-            try:
-                memory = segments.attach(instance_of(self.data), self.settings.rings, write=False)
-            except segments.SegmentError:
-                return False
-            page = memory.counters.words[role]
-            return page[CounterWord.PID] == process.pid and page[CounterWord.READY] == 1
+            page = self.page(name)
+            return page is not None and page[CounterWord.READY] == 1
         wait_for(is_ready, f"{name} is ready")
+
+    def wait_written(self, slots):
+        """Until gateway 0 has so many slots of commands on their way that nobody has answered."""
+        words = self.memory().commands.words[0]
+        wait_for(lambda: words[CommandWord.TAIL] - words[CommandWord.RELEASED] == slots, f"{slots} slots of commands")
+
+    def refuses(self):
+        """Whether nobody listens."""
+        client = self.client()
+        try:
+            client.connect()
+        except ConnectionRefusedError:
+            return True
+        client.close()
+        return False
 
     def said(self, name):
         return (self.data / f"{name}.out").read_text(encoding="utf-8")
@@ -178,11 +201,9 @@ def test_a_gateway_told_to_stop_answers_what_is_on_its_way_and_ends_with_0(excha
     exchange.signal("matcher", signal.SIGSTOP)
     client.request("POST", "/", json.dumps(
         {"id": 5, "method": "balance.update", "params": [1, "BTC", "d", 1, "1", {}]}))
-    time.sleep(0.1)
+    exchange.wait_written(2)
     exchange.signal("gateway-0", signal.SIGTERM)
-    time.sleep(0.1)
-    with pytest.raises(ConnectionRefusedError):
-        exchange.client().connect()
+    wait_for(exchange.refuses, "nobody listens")
     exchange.signal("matcher", signal.SIGCONT)
     answer = client.getresponse()
     assert answer.status == 200 and answer.getheader("Connection") == "close"
@@ -246,12 +267,11 @@ def test_a_killed_gateway_comes_back_and_its_commands_ran_once(exchange):
     for user, client in enumerate(clients, 1):
         client.request("POST", "/", json.dumps(
             {"id": 5, "method": "balance.update", "params": [user, "BTC", "d", 1, "1", {}]}))
-    time.sleep(0.2)
+    exchange.wait_written(2 * len(clients))
     exchange.kill("gateway-0")
     exchange.start("gateway-0")
-    time.sleep(0.5)
-    with pytest.raises(ConnectionRefusedError):  # it waits for what its predecessor wrote
-        exchange.client().connect()
+    exchange.wait_joined("gateway-0")
+    assert exchange.refuses()  # it waits for what its predecessor wrote
     exchange.signal("matcher", signal.SIGCONT)
     exchange.wait_ready("gateway-0")
     assert [exchange.available(user, "BTC") for user in range(1, 21)] == ["1"] * 20
