@@ -2,7 +2,6 @@
 from numba import int64, njit
 
 from pipeline.ledger import available
-from pipeline.money import money_max
 from pipeline.output import refuse
 from pipeline.price_levels import best_level
 from pipeline.state import FREE_NODES, LEVELS, LEVELS_MAX, MARKETS, NONE, ORDERS, ORDERS_MAX, TREE_HEIGHT_MAX
@@ -32,11 +31,7 @@ BID = int(Side.BID)
 @njit(cache=True, _nrt=False, forceinline=True)
 def product_too_large(market, price, lots):
     """Whether price x lots exceeds WHOLE_UNITS_MAX of money."""
-    unit = from_halves(market.deal_unit_low, market.deal_unit_high)
-    ticks_lots = multiply_int64(price, lots)
-    if product_overflows(ticks_lots, unit):
-        return True
-    return ticks_lots * unit > money_max()
+    return multiply_int64(price, lots) > from_halves(market.ticks_lots_max_low, market.ticks_lots_max_high)
 
 
 @njit(cache=True, _nrt=False, forceinline=True)

@@ -4,6 +4,7 @@ A definition that stands already is INVALID: precisions never change. Rules: eng
 """
 from numba import int64, njit
 
+from pipeline.money import money_max
 from pipeline.output import refuse
 from pipeline.state import (
     ASSETS,
@@ -143,6 +144,9 @@ def add_market(state, out, market):
     unit = power_of_ten(MONEY_DECIMALS - stock_prec - money_prec)
     record.deal_unit_low = low_half(unit)
     record.deal_unit_high = high_half(unit)
+    most = divide(money_max(), unit)
+    record.ticks_lots_max_low = low_half(most)
+    record.ticks_lots_max_high = high_half(most)
     unit = power_of_ten(MONEY_DECIMALS - stock_prec)
     record.stock_unit_low = low_half(unit)
     record.stock_unit_high = high_half(unit)

@@ -14,18 +14,19 @@ def balance_key(user_id, asset_id):
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def balance_home(key, mask):
+def balance_home(balances, key):
     """A user's assets are neighbours."""
-    return int64(folded_product(key >> uint64(16), uint64(HASH_FACTOR)) + (key & uint64(0xFFFF))) & mask
+    spread = folded_product(key >> uint64(16), uint64(HASH_FACTOR)) + (key & uint64(0xFFFF))
+    return spread & uint64(len(balances) - 1)
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
 def balance_cell(balances, key):
     """The row of this key, or the free cell where it would go. The table is at most half full."""
-    mask = len(balances) - 1
-    cell = balance_home(key, mask)
+    mask = uint64(len(balances) - 1)
+    cell = balance_home(balances, key)
     while balances[cell].key != key and balances[cell].key != 0:
-        cell = (cell + 1) & mask
+        cell = (cell + uint64(1)) & mask
     return cell
 
 

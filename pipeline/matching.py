@@ -33,6 +33,7 @@ PUT = int(OrderEvent.PUT)
 UPDATE = int(OrderEvent.UPDATE)
 FINISH = int(OrderEvent.FINISH)
 DEAL_EVENT_KIND = int(EventKind.DEAL)
+ORDER_STATE_WORDS = ORDER_STATE.itemsize // 8
 SOURCE_WORD = ORDER_STATE.fields["source"][1] // 8
 assert ORDER_STATE.fields["source"][1] % 8 == 0  # the word after the source belongs to its count
 
@@ -42,7 +43,7 @@ def make_order(state, inbox, pays_row, gets_row, time_ns):
     """The slot of a new order with the next id: it has dealt nothing and rests nowhere."""
     command = inbox.command[0]
     slot = take_slot(state)
-    for word in range(state.order_words.shape[1]):
+    for word in range(ORDER_STATE_WORDS):
         state.order_words[slot, word] = 0
     for word in range(4):
         state.order_words[slot, SOURCE_WORD + word] = label_word(inbox.words, word, command.label_bytes)

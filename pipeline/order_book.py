@@ -2,9 +2,10 @@
 
 Only limit orders rest. A slot is taken for every arriving order; one that does not rest gives it back at once.
 """
-from numba import int64, njit, uint64
+from numba import int64, njit, uint32, uint64
 
-from pipeline.price_levels import add_level, find_level, level_key, remove_level
+from pipeline.prefetch import fetch
+from pipeline.price_levels import add_level, level_at, level_key, locate, remove_level
 from pipeline.state import (
     DEFECT,
     FREE_ORDER,
@@ -20,10 +21,12 @@ from pipeline.state import (
 )
 from shm.int128 import folded_product, from_halves, from_int64, high_half, low_half
 
+ID_NEIGHBOURS = 8             # a cache line of cells
+
 
 @njit(cache=True, _nrt=False, forceinline=True)
 def side_index_of(market_id, side):
-    return int64(market_id) * 2 + int64(side) - 1
+    return uint64(market_id) * uint64(2) + uint64(side) - uint64(1)
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
@@ -32,13 +35,13 @@ def take_slot(state):
     slot = counters[FREE_ORDER]
     if slot != NONE:
         counters[FREE_ORDER] = state.orders[slot].next
-        return slot
+        return uint32(slot)
     slot = counters[NEW_ORDER]
     if slot >= len(state.orders):
         counters[DEFECT] = POOL_EMPTY
-        return 0
+        return uint32(0)
     counters[NEW_ORDER] = slot + 1
-    return slot
+    return uint32(slot)
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
@@ -71,24 +74,24 @@ def add_amount(record, change):
 # the lower half of the id; the order itself has the whole.
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def id_home(order_id, mask):
-    """Eight ids in a row are neighbours, so new orders find their cells in the cache; the eights are spread."""
+def id_home(index, order_id):
+    """ID_NEIGHBOURS ids in a row are neighbours, so new orders find their cells in the cache; the groups are spread."""
     low = uint64(order_id) & uint64(0xFFFFFFFF)
-    spread = (low >> uint64(3)) * uint64(HASH_FACTOR) >> uint64(20)
-    return int64(spread << uint64(3) | low & uint64(7)) & mask
+    spread = low // uint64(ID_NEIGHBOURS) * uint64(HASH_FACTOR) >> uint64(20)
+    return (spread * uint64(ID_NEIGHBOURS) | low % uint64(ID_NEIGHBOURS)) & uint64(len(index) - 1)
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
 def find_cell(state, order_id):
     """The cell of a resting order's id, or NONE."""
     index = state.order_index
-    mask = len(index) - 1
-    cell = id_home(order_id, mask)
+    mask = uint64(len(index) - 1)
+    cell = id_home(index, order_id)
     tag = uint64(order_id) & uint64(0xFFFFFFFF)
     while index[cell].slot_after != 0:
-        if index[cell].tag == tag and state.orders[int64(index[cell].slot_after) - 1].order_id == order_id:
+        if index[cell].tag == tag and state.orders[index[cell].slot_after - uint32(1)].order_id == order_id:
             return cell
-        cell = (cell + 1) & mask
+        cell = (cell + uint64(1)) & mask
     return NONE
 
 
@@ -96,36 +99,37 @@ def find_cell(state, order_id):
 def find_order(state, order_id):
     """The slot of a resting order, or NONE."""
     cell = find_cell(state, order_id)
-    return NONE if cell == NONE else int64(state.order_index[cell].slot_after) - 1
+    return NONE if cell == NONE else state.order_index[cell].slot_after - uint32(1)
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
 def index_order(state, order_id, slot):
     index = state.order_index
-    mask = len(index) - 1
-    cell = id_home(order_id, mask)
+    mask = uint64(len(index) - 1)
+    cell = id_home(index, order_id)
     while index[cell].slot_after != 0:
-        cell = (cell + 1) & mask
+        cell = (cell + uint64(1)) & mask
     index[cell].tag = uint64(order_id) & uint64(0xFFFFFFFF)
-    index[cell].slot_after = slot + 1
+    index[cell].slot_after = slot + uint32(1)
+    fetch(index, id_home(index, uint64(order_id) + uint64(ID_NEIGHBOURS)))
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
 def forget_order(state, order_id):
     index = state.order_index
-    mask = len(index) - 1
+    mask = uint64(len(index) - 1)
     hole = find_cell(state, order_id)
     if hole == NONE:
         state.counters[DEFECT] = ORDER_INDEX_MISSING
         return
-    cell = (hole + 1) & mask
+    cell = (hole + uint64(1)) & mask
     while index[cell].slot_after != 0:
-        home = id_home(index[cell].tag, mask)
+        home = id_home(index, index[cell].tag)
         if ((cell - home) & mask) >= ((cell - hole) & mask):
             index[hole].tag = index[cell].tag
             index[hole].slot_after = index[cell].slot_after
             hole = cell
-        cell = (cell + 1) & mask
+        cell = (cell + uint64(1)) & mask
     index[hole].slot_after = 0
 
 
@@ -137,17 +141,18 @@ def list_key(user_id, market_id):
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def list_home(key, mask):
+def list_home(user_lists, key):
     """A user's markets are neighbours."""
-    return int64(folded_product(key >> uint64(16), uint64(HASH_FACTOR)) + (key & uint64(0xFFFF))) & mask
+    spread = folded_product(key >> uint64(16), uint64(HASH_FACTOR)) + (key & uint64(0xFFFF))
+    return spread & uint64(len(user_lists) - 1)
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
 def list_cell(user_lists, key):
-    mask = len(user_lists) - 1
-    cell = list_home(key, mask)
+    mask = uint64(len(user_lists) - 1)
+    cell = list_home(user_lists, key)
     while user_lists[cell].key != key and user_lists[cell].key != 0:
-        cell = (cell + 1) & mask
+        cell = (cell + uint64(1)) & mask
     return cell
 
 
@@ -185,16 +190,16 @@ def remove_from_list(state, slot):
     user_lists[hole].count -= 1
     if user_lists[hole].count > 0:
         return
-    mask = len(user_lists) - 1
-    cell = (hole + 1) & mask
+    mask = uint64(len(user_lists) - 1)
+    cell = (hole + uint64(1)) & mask
     while user_lists[cell].key != 0:
-        home = list_home(user_lists[cell].key, mask)
+        home = list_home(user_lists, user_lists[cell].key)
         if ((cell - home) & mask) >= ((cell - hole) & mask):
             user_lists[hole].key = user_lists[cell].key
             user_lists[hole].head = user_lists[cell].head
             user_lists[hole].count = user_lists[cell].count
             hole = cell
-        cell = (cell + 1) & mask
+        cell = (cell + uint64(1)) & mask
     user_lists[hole].key = 0
 
 
@@ -206,9 +211,10 @@ def rest(state, slot):
     order = state.orders[slot]
     side_index = side_index_of(order.market_id, order.side)
     key = level_key(order.side, order.price)
-    level = find_level(state, side_index, key)
+    leaf, place = locate(state, side_index, key)
+    level = level_at(state, leaf, place, key)
     if level == NONE:
-        level = add_level(state, side_index, key, order.price)
+        level = add_level(state, side_index, leaf, place, key, order.price)
     record = state.levels[level]
     order.level = level
     order.next = NONE

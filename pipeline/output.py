@@ -91,9 +91,9 @@ def fold_events(state, out):
     """Take the events since the last call into the running digest, which is the same whatever the ring's size."""
     counters = state.counters
     digest = uint64(counters[OUTPUT_DIGEST])
-    mask = len(out.event_words) - 1
+    mask = uint64(len(out.event_words) - 1)
     for position in range(counters[EVENTS_FOLDED], counters[EVENT_POSITION]):
-        digest = fold_words(digest, out.event_words[position & mask], 0, out.event_words.shape[1])
+        digest = fold_words(digest, out.event_words[uint64(position) & mask], 0, EVENT_WORDS)
     counters[OUTPUT_DIGEST] = int64(digest)
     counters[EVENTS_FOLDED] = counters[EVENT_POSITION]
 
@@ -125,7 +125,7 @@ def next_event(state, out):
         store_release(out.event_cursors, 0, INTENT, position + INTENT_AHEAD)
         fence_release()
     state.counters[EVENT_POSITION] = position + 1
-    slot = position & (len(out.event_words) - 1)
+    slot = uint64(position) & uint64(len(out.event_words) - 1)
     for word in range(EVENT_WORDS):
         out.event_words[slot, word] = 0  # the digest covers every byte
     return slot

@@ -2,9 +2,10 @@
 
 Keys ascend from the best price on: an ask's price, a bid's price negated. Hot inserts and lookups are near the best
 price, so a search looks at the first leaf before it descends. A leaf that becomes empty is removed, half-empty ones
-are not merged. In an inner node, keys[i] (i > 0) bounds child i from below and child i - 1 from above.
+are not merged. In an inner node, keys[i] (i > 0) bounds child i from below and child i - 1 from above. Keys beyond a
+node's count are UNUSED_KEY, so that a search compares all keys at once: no branch to be guessed wrong.
 """
-from numba import njit
+from numba import int64, njit, uint32
 
 from pipeline.state import (
     DEFECT,
@@ -20,9 +21,10 @@ from pipeline.state import (
     POOL_EMPTY,
     TREE_HEIGHT_MAX,
 )
-from shm.records import Side
+from shm.records import INT64_MAX, Side
 
 ASK = int(Side.ASK)
+UNUSED_KEY = INT64_MAX        # not below any key, and counted with those that are not above one
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
@@ -40,7 +42,7 @@ def take_node(state, is_leaf):
         node = counters[NEW_NODE]
         if node >= len(state.nodes):
             counters[DEFECT] = POOL_EMPTY
-            return 0
+            return uint32(0)
         counters[NEW_NODE] = node + 1
     counters[FREE_NODES] -= 1
     info = state.nodes[node]
@@ -49,7 +51,9 @@ def take_node(state, is_leaf):
     info.next = NONE
     info.previous = NONE
     info.is_leaf = is_leaf
-    return node
+    for place in range(NODE_FANOUT):
+        state.node_keys[node, place] = UNUSED_KEY
+    return uint32(node)
 
 
 @njit(cache=True, _nrt=False)
@@ -60,32 +64,22 @@ def give_node(state, node):
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def place_in_node(node_keys, node, count, key):
+def place_in_node(node_keys, node, key):
     """The first place in the node whose key is not below `key`."""
-    low = 0
-    high = count
-    while low < high:
-        middle = (low + high) >> 1
-        if node_keys[node, middle] < key:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+    place = 0
+    for index in range(NODE_FANOUT):
+        place += int64(node_keys[node, index] < key)
+    return place
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
 def child_for(node_keys, node, count, key):
     """The place in an inner node of the child that `key` belongs to. The first child has no lower bound: what
     keys[0] says is stale once a smaller key has come."""
-    low = 1
-    high = count
-    while low < high:
-        middle = (low + high) >> 1
-        if node_keys[node, middle] <= key:
-            low = middle + 1
-        else:
-            high = middle
-    return low - 1
+    place = 0
+    for index in range(1, NODE_FANOUT):
+        place += int64(node_keys[node, index] <= key)
+    return min(place, count - 1)
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
@@ -99,21 +93,25 @@ def leaf_of(state, side_index, key):
         return leaf
     node = state.sides[side_index].root
     while state.nodes[node].is_leaf == 0:
-        node = state.node_children[node, child_for(state.node_keys, node, state.nodes[node].count, key)]
+        node = state.node_children[node, child_for(state.node_keys, node, int64(state.nodes[node].count), key)]
     return node
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def find_level(state, side_index, key):
-    """The level of this key, or NONE."""
+def locate(state, side_index, key):
+    """(leaf, place) where `key` is or belongs; the leaf is NONE on an empty side."""
     leaf = leaf_of(state, side_index, key)
     if leaf == NONE:
+        return leaf, 0
+    return leaf, place_in_node(state.node_keys, leaf, key)
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def level_at(state, leaf, place, key):
+    """The level of this key, or NONE; (leaf, place) is where `locate` has found it to belong."""
+    if leaf == NONE or place >= state.nodes[leaf].count or state.node_keys[leaf, place] != key:
         return NONE
-    count = state.nodes[leaf].count
-    place = place_in_node(state.node_keys, leaf, count, key)
-    if place < count and state.node_keys[leaf, place] == key:
-        return state.node_children[leaf, place]
-    return NONE
+    return state.node_children[leaf, place]
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
@@ -143,6 +141,7 @@ def remove_from_node(state, node, place):
     for index in range(place, count):
         state.node_keys[node, index] = state.node_keys[node, index + 1]
         state.node_children[node, index] = state.node_children[node, index + 1]
+    state.node_keys[node, count] = UNUSED_KEY
     state.nodes[node].count = count
 
 
@@ -154,6 +153,7 @@ def split_node(state, node):
     for index in range(half, NODE_FANOUT):
         child = state.node_children[node, index]
         state.node_keys[right, index - half] = state.node_keys[node, index]
+        state.node_keys[node, index] = UNUSED_KEY
         state.node_children[right, index - half] = child
         if state.nodes[node].is_leaf == 0:
             state.nodes[child].parent = right
@@ -203,8 +203,8 @@ def place_of_child(state, node, child):
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def add_level(state, side_index, key, price):
-    """A new, empty level of this key; the caller has checked that there is room and that it is not there."""
+def add_level(state, side_index, leaf, place, key, price):
+    """A new, empty level of this key, which belongs at (leaf, place); the caller has checked that there is room."""
     counters = state.counters
     level = counters[FREE_LEVEL]
     if level != NONE:
@@ -213,7 +213,7 @@ def add_level(state, side_index, key, price):
         level = counters[NEW_LEVEL]
         if level >= len(state.levels):
             counters[DEFECT] = POOL_EMPTY
-            return 0
+            return uint32(0)
         counters[NEW_LEVEL] = level + 1
     counters[LEVELS] += 1
     record = state.levels[level]
@@ -224,7 +224,6 @@ def add_level(state, side_index, key, price):
     record.tail = NONE
     record.count = 0
     record.side_index = side_index
-    leaf = leaf_of(state, side_index, key)
     if leaf == NONE:
         leaf = take_node(state, 1)
         state.sides[side_index].root = leaf
@@ -232,22 +231,19 @@ def add_level(state, side_index, key, price):
     elif state.nodes[leaf].count == NODE_FANOUT:
         right = split_node(state, leaf)
         grow_upwards(state, side_index, leaf, right)
-        if key >= state.node_keys[right, 0]:
+        if place > state.nodes[leaf].count:
+            place -= state.nodes[leaf].count
             leaf = right
-    place = place_in_node(state.node_keys, leaf, state.nodes[leaf].count, key)
     insert_into_node(state, leaf, place, key, level)
-    return level
+    return uint32(level)
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
 def remove_level(state, level, key):
     """Take an empty level out of its side."""
     side_index = state.levels[level].side_index
-    leaf = leaf_of(state, side_index, key)
-    place = 0
-    if leaf != NONE:
-        place = place_in_node(state.node_keys, leaf, state.nodes[leaf].count, key)
-    if leaf == NONE or place >= state.nodes[leaf].count or state.node_children[leaf, place] != level:
+    leaf, place = locate(state, side_index, key)
+    if level_at(state, leaf, place, key) != level:
         state.counters[DEFECT] = LEVEL_MISSING
         return
     remove_from_node(state, leaf, place)

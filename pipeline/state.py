@@ -10,7 +10,7 @@ import numpy as np
 
 from shm.records import ASSET_NAME_BYTES_MAX, LIMITS, MARKET_NAME_BYTES_MAX, ORDER, ORDER_FIELDS
 
-NONE = -1                     # no slot, node or cell
+NONE = np.uint32(2**32 - 1)   # no slot, node or cell: all are unsigned, numba tests signed indices at each access
 NODE_FANOUT = 32
 TREE_HEIGHT_MAX = 10
 IDEMPOTENCY_FIRST_CELLS = 1 << 12
@@ -79,6 +79,7 @@ MARKET_STATE = np.dtype([
     ("stock_unit_low", "<u8"), ("stock_unit_high", "<i8"),  # stock of one lot
     ("ask_fee_unit_low", "<u8"), ("ask_fee_unit_high", "<i8"),  # money of tick x lot x fee unit
     ("bid_fee_unit_low", "<u8"), ("bid_fee_unit_high", "<i8"),  # stock of lot x fee unit
+    ("ticks_lots_max_low", "<u8"), ("ticks_lots_max_high", "<i8"),  # price x amount of WHOLE_UNITS_MAX of money
     ("fee_one", "<i8"),                                    # a fee rate of 1
     ("amount_max", "<i8"),                                 # lots of WHOLE_UNITS_MAX, at most int64
     ("min_lots", "<i8"),                                   # the smallest amount, rounded up
@@ -89,26 +90,26 @@ MARKET_STATE = np.dtype([
 SIDE_STATE = np.dtype([       # index: market * 2 + side - 1
     ("amount_low", "<u8"), ("amount_high", "<i8"),         # sum of `left`, lots
     ("count", "<i8"),                                      # resting orders
-    ("root", "<i4"), ("first_leaf", "<i4"),                # of its price levels; NONE while empty
+    ("root", "<u4"), ("first_leaf", "<u4"),                # of its price levels; NONE while empty
 ])
 BALANCE_STATE = np.dtype([    # an open-addressing cell; a row is never removed, so its place is stable
     ("available_low", "<u8"), ("available_high", "<i8"), ("frozen_low", "<u8"), ("frozen_high", "<i8"),
-    ("key", "<u8"), ("asset_id", "<i4"), ("padding", "u1", (20,)),
+    ("key", "<u8"), ("asset_id", "<u4"), ("padding", "u1", (20,)),
 ])
 ORDER_STATE = np.dtype([
-    ("next", "<i4"), ("previous", "<i4"),                  # in its price level, oldest first
-    ("newer", "<i4"), ("older", "<i4"),                    # in its user's list of this market
-    ("level", "<i4"), ("stock_row", "<i4"), ("money_row", "<i4"), ("padding", "<i4"),
+    ("next", "<u4"), ("previous", "<u4"),                  # in its price level, oldest first
+    ("newer", "<u4"), ("older", "<u4"),                    # in its user's list of this market
+    ("level", "<u4"), ("stock_row", "<u4"), ("money_row", "<u4"), ("padding", "<u4"),
     *ORDER_FIELDS,                                         # as replies and events show it: copied word for word
 ])
 ORDER_WORD = ORDER_STATE.fields["order_id"][1] // 8        # where that begins
 LEVEL_STATE = np.dtype([
     ("price", "<i8"), ("amount_low", "<u8"), ("amount_high", "<i8"),
-    ("head", "<i4"), ("tail", "<i4"), ("count", "<i4"), ("side_index", "<i4"),
+    ("head", "<u4"), ("tail", "<u4"), ("count", "<i4"), ("side_index", "<u4"),
 ])
-NODE_STATE = np.dtype([("count", "<i4"), ("parent", "<i4"), ("next", "<i4"), ("previous", "<i4"), ("is_leaf", "<i4")])
+NODE_STATE = np.dtype([("count", "<i4"), ("parent", "<u4"), ("next", "<u4"), ("previous", "<u4"), ("is_leaf", "<i4")])
 ORDER_CELL = np.dtype([("tag", "<u4"), ("slot_after", "<u4")])           # the id's lower half; slot + 1, 0: empty
-USER_CELL = np.dtype([("key", "<u8"), ("head", "<i4"), ("count", "<i4")])  # key 0: empty
+USER_CELL = np.dtype([("key", "<u8"), ("head", "<u4"), ("count", "<i4")])  # key 0: empty
 KEY_CELL = np.dtype([
     ("business_id", "<u8"), ("user_id", "<u4"), ("asset_id", "<u2"), ("used", "u1"), ("label_bytes", "u1"),
     ("label", "<u8", (4,)),
@@ -128,7 +129,7 @@ class State(NamedTuple):
     levels: np.ndarray        # LEVEL_STATE, a pool
     nodes: np.ndarray         # NODE_STATE, a pool: the price levels' trees
     node_keys: np.ndarray     # int64 (node, NODE_FANOUT)
-    node_children: np.ndarray  # int32 (node, NODE_FANOUT): nodes, in a leaf levels
+    node_children: np.ndarray  # uint32 (node, NODE_FANOUT): nodes, in a leaf levels
     order_index: np.ndarray   # ORDER_CELL, a hash table: order id -> slot
     user_lists: np.ndarray    # USER_CELL, a hash table: (user, market) -> newest order, count
     keys: np.ndarray          # KEY_CELL, growing hash tables: see idempotency.py
@@ -172,7 +173,7 @@ def allocate(limits):
         levels=_reserve(LEVEL_STATE, levels_max + 1),
         nodes=_reserve(NODE_STATE, nodes),
         node_keys=_reserve(np.int64, nodes, NODE_FANOUT),
-        node_children=_reserve(np.int32, nodes, NODE_FANOUT),
+        node_children=_reserve(np.uint32, nodes, NODE_FANOUT),
         order_index=_reserve(ORDER_CELL, _power_of_two(orders_max + orders_max // 3)),
         user_lists=_reserve(USER_CELL, _power_of_two(orders_max + orders_max // 3)),
         keys=_reserve(KEY_CELL, IDEMPOTENCY_CELLS_RESERVED, huge=False),

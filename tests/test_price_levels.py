@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
 
-from pipeline.price_levels import add_level, best_level, find_level, level_key, remove_level
+from pipeline.price_levels import add_level, best_level, level_at, level_key, locate, remove_level
 from pipeline.state import DEFECT, FREE_NODES, LEVELS, MARKETS, NODE_FANOUT, NONE, allocate
 from shm.records import INT64_MAX, LIMITS, Side
 from tests.oracle.audit import Finding, check_trees
@@ -20,14 +20,17 @@ SIDES = (Side.ASK, Side.BID)
 @njit(cache=True, _nrt=False)
 def add(state, side_index, side, prices):
     for price in prices:
-        add_level(state, side_index, level_key(side, price), price)
+        key = level_key(side, price)
+        leaf, place = locate(state, side_index, key)
+        add_level(state, side_index, leaf, place, key, price)
 
 
 @njit(cache=True, _nrt=False)
 def remove(state, side_index, side, prices):
     for price in prices:
         key = level_key(side, price)
-        remove_level(state, find_level(state, side_index, key), key)
+        leaf, place = locate(state, side_index, key)
+        remove_level(state, level_at(state, leaf, place, key), key)
 
 
 @njit(cache=True, _nrt=False)
@@ -46,7 +49,9 @@ def prices_of(state, side_index, prices):
 @njit(cache=True, _nrt=False)
 def found(state, side_index, side, price):
     """The price of the level that is found for it; 0 where none is."""
-    level = find_level(state, side_index, level_key(side, price))
+    key = level_key(side, price)
+    leaf, place = locate(state, side_index, key)
+    level = level_at(state, leaf, place, key)
     return state.levels[level].price if level != NONE else 0
 
 

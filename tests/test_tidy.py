@@ -20,8 +20,8 @@ MAY_IMPORT = {                     # of our packages, beside itself
 CORE = {                           # all that decides an outcome; what else the core needs are names of constants
     "pipeline.admission", "pipeline.core", "pipeline.catalog", "pipeline.digest", "pipeline.idempotency",
     "pipeline.inbox", "pipeline.ledger", "pipeline.matching", "pipeline.money", "pipeline.order_book",
-    "pipeline.output", "pipeline.price_levels", "pipeline.reads", "pipeline.settlement", "pipeline.state",
-    "shm.atomics", "shm.int128", "shm.records"}
+    "pipeline.output", "pipeline.prefetch", "pipeline.price_levels", "pipeline.reads", "pipeline.settlement",
+    "pipeline.state", "shm.atomics", "shm.int128", "shm.records"}
 CORE_MAY_IMPORT = {"numpy", "numba", "llvmlite", "typing", "enum", "operator"}
 CORE_MAY_NAME = {
     "shm.segments": {"WORD_STRIDE", "EventWord"},  # the events ring's words

@@ -26,7 +26,7 @@ from pipeline.state import (
     TREE_HEIGHT_MAX,
 )
 from shm.int128 import from_halves, from_int64, high_half, low_half, multiply_int64
-from shm.records import WHOLE_UNITS_MAX, OrderType, Side
+from shm.records import INT64_MAX, WHOLE_UNITS_MAX, OrderType, Side
 
 ASK, BID, LIMIT = int(Side.ASK), int(Side.BID), int(OrderType.LIMIT)
 
@@ -199,6 +199,9 @@ def check_trees(state):
             info = state.nodes[node]
             if info.count < 1 or info.count > NODE_FANOUT:
                 return Finding.NODE_RECORD, node
+            for place in range(info.count, NODE_FANOUT):
+                if state.node_keys[node, place] != INT64_MAX:
+                    return Finding.NODE_RECORD, node
             if info.is_leaf == 1:
                 if leaf_depth < 0:
                     leaf_depth = depth
