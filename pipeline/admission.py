@@ -3,7 +3,7 @@ from numba import int64, njit
 
 from pipeline.ledger import available
 from pipeline.output import refuse
-from pipeline.price_levels import best_level
+from pipeline.price_levels import best_level, level_at, level_key, locate, side_index_of
 from pipeline.state import FREE_NODES, LEVELS, LEVELS_MAX, MARKETS, NONE, ORDERS, ORDERS_MAX, TREE_HEIGHT_MAX
 from shm.int128 import from_halves, from_int64, multiply_int64, product_overflows
 from shm.records import INT64_MAX, LABEL_BYTES_MAX, WHOLE_UNITS_MAX, Field, Kind, Result, Side
@@ -95,6 +95,15 @@ def is_admitted(state, out, command, pays_row, required, opposite_index):
     if command.kind == PUT_LIMIT:
         if counters[ORDERS] >= counters[ORDERS_MAX]:
             return refuse(out, FULL, FIELD_ORDERS, counters[ORDERS_MAX])
-        if counters[LEVELS] >= counters[LEVELS_MAX] or counters[FREE_NODES] < 2 * TREE_HEIGHT_MAX:
+        no_room = counters[LEVELS] >= counters[LEVELS_MAX] or counters[FREE_NODES] < 2 * TREE_HEIGHT_MAX
+        if no_room and not has_level(state, command):
             return refuse(out, FULL, FIELD_LEVELS, counters[LEVELS_MAX])
     return True
+
+
+@njit(cache=True, _nrt=False)
+def has_level(state, command):
+    """Whether others rest at the order's side and price already. Rare, so not inlined."""
+    key = level_key(command.side, command.price)
+    leaf, place = locate(state, side_index_of(command.market_id, command.side), key)
+    return level_at(state, leaf, place, key) != NONE

@@ -9,9 +9,9 @@ from pipeline.admission import is_admitted, is_well_formed
 from pipeline.inbox import label_word
 from pipeline.ledger import change_available, change_frozen, find_balance, open_balance
 from pipeline.money import money_of, stock_of
-from pipeline.order_book import find_order, give_slot, leave, left_of, reduce_resting, rest, side_index_of, take_slot
+from pipeline.order_book import find_order, give_slot, leave, left_of, reduce_resting, rest, take_slot
 from pipeline.output import next_event, refuse, write_order, write_order_event
-from pipeline.price_levels import best_level
+from pipeline.price_levels import best_level, side_index_of
 from pipeline.settlement import settle
 from pipeline.state import BALANCES, BALANCES_MAX, DEAL_ID, MARKETS, NONE, ORDER_ID, ORDER_STATE
 from shm.int128 import divide, from_halves, from_int64, high_half, low_half

@@ -5,7 +5,7 @@ Only limit orders rest. A slot is taken for every arriving order; one that does 
 from numba import int64, njit, uint32, uint64
 
 from pipeline.prefetch import fetch
-from pipeline.price_levels import add_level, level_at, level_key, locate, remove_level
+from pipeline.price_levels import add_level, level_at, level_key, locate, remove_level, side_index_of
 from pipeline.state import (
     DEFECT,
     FREE_ORDER,
@@ -22,11 +22,6 @@ from pipeline.state import (
 from shm.int128 import folded_product, from_halves, from_int64, high_half, low_half
 
 ID_NEIGHBOURS = 8             # a cache line of cells
-
-
-@njit(cache=True, _nrt=False, forceinline=True)
-def side_index_of(market_id, side):
-    return uint64(market_id) * uint64(2) + uint64(side) - uint64(1)
 
 
 @njit(cache=True, _nrt=False, forceinline=True)

@@ -5,7 +5,7 @@ price, so a search looks at the first leaf before it descends. A leaf that becom
 are not merged. In an inner node, keys[i] (i > 0) bounds child i from below and child i - 1 from above. Keys beyond a
 node's count are UNUSED_KEY, so that a search compares all keys at once: no branch to be guessed wrong.
 """
-from numba import int64, njit, uint32
+from numba import int64, njit, uint32, uint64
 
 from pipeline.state import (
     DEFECT,
@@ -25,6 +25,11 @@ from shm.records import INT64_MAX, Side
 
 ASK = int(Side.ASK)
 UNUSED_KEY = INT64_MAX        # not below any key, and counted with those that are not above one
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def side_index_of(market_id, side):
+    return uint64(market_id) * uint64(2) + uint64(side) - uint64(1)
 
 
 @njit(cache=True, _nrt=False, forceinline=True)

@@ -6,8 +6,9 @@ level that it merges. On a large book deep offsets and wide merges are the slow 
 from numba import int64, njit
 
 from pipeline.ledger import find_balance
-from pipeline.order_book import amount_of, find_order, list_cell, list_key, side_index_of
+from pipeline.order_book import amount_of, find_order, list_cell, list_key
 from pipeline.output import refuse, write_order
+from pipeline.price_levels import side_index_of
 from pipeline.state import ASSETS, MARKETS, NONE
 from shm.int128 import from_int64, high_half, low_half, multiply_int64
 from shm.records import ALL_ASSETS, LIST_LIMIT_MAX, Field, Result, Side

@@ -1,8 +1,9 @@
 """The watcher: brings a dead process back at once, and ends a stuck one so that it comes back.
 
 supervisord looks for dead children once a second. The watcher holds a pidfd for each child that has a page of counters,
-so it wakes when one dies, and asks supervisord at once. It reads every heartbeat once a second. Without it the exchange
-runs on, and processes come back in about two seconds.
+so it wakes when one dies, and asks supervisord at once. It reads every heartbeat once a second, and looks whether the
+shared memory is still there for a process that starts: if not, all start anew together. Without it the exchange runs
+on, and processes come back in about two seconds.
 """
 import argparse
 import http.client
@@ -32,6 +33,7 @@ BAD_LIFE_PAUSE_SECONDS = 2.0
 LATE_SECONDS = 3.0             # the watcher itself was held up (a frozen host): heartbeats are old for that reason
 LATE_GRACE_SECONDS = 3 * HEARTBEAT_SECONDS
 RPC_TIMEOUT_SECONDS = 5.0
+END_SECONDS = 5.0              # a killed process may be busy in the kernel for a moment
 
 _ENDED_ON_REQUEST = (ProcessStates.STOPPED, ProcessStates.STOPPING)
 
@@ -135,6 +137,14 @@ class Watcher:
         if now >= self._next_look:
             watched = self._look(now)
             self._next_look = now + (HEARTBEAT_SECONDS if self.expected <= watched else MISSING_LOOK_SECONDS)
+
+    def end_all(self):
+        """Kill every process that is watched, and wait until they have ended; supervisord starts them again."""
+        alive = [member for member in self.members.values() if member.alive]
+        for member in alive:
+            signal.pidfd_send_signal(member.pidfd, signal.SIGKILL)
+        for member in alive:
+            select.select([member.pidfd], [], [], END_SECONDS)
 
     def _rows(self):
         """{process id: row} of the pages in use; where an earlier run left the same id in another, the newest."""
@@ -281,6 +291,12 @@ def main(argv=None):
         process.counters[CounterWord.WAKEUPS] += 1
         process.counters[CounterWord.RECORDS] = watcher.restarts
         process.ready()
+        lost = process.memory_lost()
+        if lost and not process.stopping:
+            fatal(options.data, "watcher", f"{lost}: somebody removed the shared memory while it was used; all"
+                  " processes are ended and start again on new segments; what was answered is in the journal")
+            watcher.end_all()
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ class Process:
         try:
             with _segments_lock(self.data):
                 self.memory = _attach_or_create(self.data, sizes, self.name)
+                self._instance, self._sizes = instance_of(self.data), sizes
                 self._lock = role_lock.take(self.data, name)
         except (SegmentError, role_lock.RoleTaken) as problem:
             fatal(self.data, name, str(problem))
@@ -49,6 +50,16 @@ class Process:
     def beat(self):
         """Show the watcher that this process is alive: at least once a second."""
         self.counters[CounterWord.HEARTBEAT_NS] = time.monotonic_ns()
+
+    def memory_lost(self):
+        """Why the segments of this name are no longer those that this process uses; None while they are."""
+        try:
+            generation = segments.attach(self._instance, self._sizes, write=False).generation
+        except SegmentError as problem:
+            return str(problem)
+        if generation != self.memory.generation:
+            return f"the segments are of generation {generation}, the processes use {self.memory.generation}"
+        return None
 
     def ready(self):
         """Show that this process serves."""

@@ -301,8 +301,14 @@ def test_orders_beyond_the_capacity_are_refused_until_one_leaves():
 def test_price_levels_beyond_the_capacity_are_refused_until_one_is_empty():
     trading = Trading(levels_max=2)
     trading.deposit(1, "BTC", "10")
-    first, _ = (trading.limit(1, ASK, "1", price)["id"] for price in ("100", "101"))
+    trading.deposit(2, "CNY", "1000")
+    first, second = (trading.limit(1, ASK, "1", price)["id"] for price in ("100", "101"))
     assert trading.refused_as_full(Field.LEVELS, 2, "order.put_limit", 1, "BTCCNY", ASK, "1", "102", "0", "0", "")
+    assert trading.refused_as_full(Field.LEVELS, 2, "order.put_limit", 2, "BTCCNY", BID, "1", "99", "0", "0", "")
+    third = trading.limit(1, ASK, "2", "101")["id"]  # that level is there
+    for order_id in (second, third):
+        trading.cancel(1, order_id)
+    assert trading.limit(1, ASK, "2", "103")["left"] == "2"
     trading.cancel(1, first)
     assert trading.limit(1, ASK, "1", "102")["left"] == "1"
 

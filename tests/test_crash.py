@@ -11,6 +11,7 @@ from copy import copy
 from dataclasses import replace
 
 import numpy as np
+import posix_ipc
 import pytest
 
 from pipeline import journal
@@ -71,11 +72,11 @@ def check(exchange, live, *loads, told=()):
     return audit
 
 
-def go_on(exchange, load):
+def go_on(exchange, load, told=()):
     """A second load on an exchange that came back, then the audit of both."""
     later = begin_load(exchange, after=load)
     assert later.stop() == []
-    return check(exchange, stop(exchange), load, later)
+    return check(exchange, stop(exchange), load, later, told=told)
 
 
 def processes_of(exchange):
@@ -122,6 +123,29 @@ def test_everything_killed_at_once_loses_nothing_that_was_answered(sync, memory,
         renewed = segments.attach(instance_of(again.data), again.settings.rings, write=False).generation
         assert (renewed > generation) == (memory == "lost")
         go_on(again, load)
+
+
+@pytest.mark.parametrize("removed", ["all", "one"])
+def test_segments_removed_while_in_use_are_made_anew_all_together(removed, tmp_path):
+    with running(tmp_path / "data", settings()) as exchange:
+        load, instance = begin_load(exchange), instance_of(exchange.data)
+        generation = segments.attach(instance, exchange.settings.rings, write=False).generation
+        if removed == "all":
+            segments.unlink(instance)
+        else:
+            posix_ipc.unlink_shared_memory(segments.posix_name(instance, "replies"))
+
+        def is_renewed():
+            try:
+                return segments.attach(instance, exchange.settings.rings, write=False).generation > generation
+            except segments.SegmentError:
+                return False
+        wait_for(is_renewed, "new segments")
+        load.stop()
+        exchange.wait_until_answering()
+        told = "somebody removed the shared memory while it was used"
+        go_on(exchange, load, told=[told])
+        assert told in (exchange.data / "log" / "fatal.log").read_text(encoding="utf-8")
 
 
 def test_a_killed_supervisord_leaves_nobody_behind_and_nothing_is_lost(tmp_path):
