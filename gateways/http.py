@@ -1,4 +1,4 @@
-"""An HTTP gateway process: `python -m gateways.http --config FILE --data DIR --index N [--http HOST:PORT]`.
+"""An HTTP gateway process: `python -m gateways.http --config FILE --data DIR --index N`.
 
 Any path, POST only; a connection's requests are answered in their order. The whole way of a call is in answers.py: this
 module only carries bodies and answers, on Tornado's server.
@@ -131,7 +131,7 @@ def listener_of(server):
                       idle_connection_timeout=IDLE_SECONDS_MAX)
 
 
-async def serve(process, bridge, answers, settings, address):
+async def serve(process, bridge, answers, settings):
     """Serve on (host, port) until the process is told to stop; what is being answered by then is answered.
 
     Raises OSError where the address cannot be had.
@@ -152,8 +152,7 @@ async def serve(process, bridge, answers, settings, address):
     server = Server(answers, settings.http.body_bytes_max)
     listener = listener_of(server)
     # Several gateways share the port; a single one takes it alone, so that no other exchange shares it unnoticed.
-    host, port = address
-    sockets = bind_sockets(port, host, reuse_port=settings.http.gateways > 1)
+    sockets = bind_sockets(settings.http.port, settings.http.host, reuse_port=settings.http.gateways > 1)
     listener.add_sockets(sockets)
     process.ready()
     print(f"{process.name}: serves {', '.join(map(_address, sockets))}", file=sys.stderr, flush=True)
@@ -190,13 +189,10 @@ def main(argv=None):
     parser.add_argument("--config", required=True, help="the configuration, a TOML file")
     parser.add_argument("--data", required=True, help="the data directory")
     parser.add_argument("--index", required=True, type=int, help="which of the configuration's gateways, from 0")
-    parser.add_argument("--http", default="", metavar="HOST:PORT", help="instead of the configuration's host and port")
     options = parser.parse_args(argv)
     name = f"gateway-{options.index}"
     try:
         settings = configuration.load(options.config)
-        host, port = configuration.parse_address(options.http) if options.http \
-            else (settings.http.host, settings.http.port)
         if not 0 <= options.index < settings.http.gateways:
             sys.exit(f"{name}: --index must be from 0 to {settings.http.gateways - 1}, as [http] gateways says")
         kernel_cache.ensure_compiled(settings.cache_root(options.data))
@@ -211,11 +207,12 @@ def main(argv=None):
     bridge.take_over()
     answers = Answers(bridge, Catalog(settings.limits), partial(fatal, process.data, name), settings.http.pretty)
     try:
-        asyncio.run(serve(process, bridge, answers, settings, (host, port)))
+        asyncio.run(serve(process, bridge, answers, settings))
     except OSError as problem:
         advice = ": stop what serves it, or choose another with --http HOST:PORT" \
             if problem.errno == errno.EADDRINUSE else ""
-        fatal(process.data, name, f"cannot listen on {host}:{port}: {problem.strerror}{advice}")
+        address = f"{settings.http.host}:{settings.http.port}"
+        fatal(process.data, name, f"cannot listen on {address}: {problem.strerror}{advice}")
         sys.exit(1)
 
 

@@ -112,7 +112,7 @@ _PARAMETERS = {  # a Field's name on the wire where it is another
     Field.USER: "user_id", Field.DEFINITION: "params", Field.ASSET_TOTAL: "change", Field.PRODUCT: "amount",
 }
 _RULES = {
-    Field.ASSET_TOTAL: "takes the total of the asset past the limit",
+    Field.ASSET_TOTAL: "takes the deposits of the asset, less withdrawals, past the limit",
     Field.PRODUCT: "x price must be at most the limit",
 }
 _CAPACITIES = {

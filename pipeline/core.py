@@ -8,7 +8,7 @@ from pipeline.catalog import add_asset, add_market, set_limits
 from pipeline.digest import fold_words
 from pipeline.idempotency import has_room, is_known, remember
 from pipeline.inbox import label_word
-from pipeline.ledger import available, change_available, find_balance, frozen, open_balance
+from pipeline.ledger import available, change_available, find_balance, open_balance
 from pipeline.matching import cancel_order, put_order
 from pipeline.money import money_max
 from pipeline.output import fold_events, next_event, refuse
@@ -127,7 +127,7 @@ def update_balance(state, out, inbox, sequence, time_ns):
     if change < zero:
         if row == NONE or available(state.balances[row]) < -change:
             return refuse(out, BALANCE_TOO_LOW, 0, 0)
-    elif change > most - (available(asset) + frozen(asset)):  # their sum would not fit 128 bits
+    elif change > most - from_halves(asset.deposited_low, asset.deposited_high):  # what bounds every sum of the asset
         return refuse(out, INVALID, FIELD_ASSET_TOTAL, WHOLE_UNITS_MAX)
     if not has_room(state):
         return refuse(out, FULL, FIELD_KEYS, counters[KEYS])

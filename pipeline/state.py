@@ -14,7 +14,7 @@ NONE = np.uint32(2**32 - 1)   # no slot, node or cell: all are unsigned, numba t
 NODE_FANOUT = 32
 TREE_HEIGHT_MAX = 10
 IDEMPOTENCY_FIRST_CELLS = 1 << 12
-IDEMPOTENCY_CELLS_RESERVED = 1 << 30   # address space only: keys are kept for ever
+IDEMPOTENCY_CELLS_RESERVED = 1 << 33   # address space only: keys are kept for ever
 HASH_FACTOR = 0x9E3779B97F4A7C15      # 2^64 / golden ratio: spreads neighbouring keys over a table
 KEY_USED = 1 << 63                    # in a hash key, so that 0 means an empty cell
 MAP_NORESERVE = 0x4000
@@ -67,7 +67,7 @@ POOL_EMPTY = 6
 ASSET_STATE = np.dtype([
     ("available_low", "<u8"), ("available_high", "<i8"),   # over all users
     ("frozen_low", "<u8"), ("frozen_high", "<i8"),
-    ("deposited_low", "<u8"), ("deposited_high", "<i8"),   # deposits - withdrawals
+    ("deposited_low", "<u8"), ("deposited_high", "<i8"),   # deposits - withdrawals, at most WHOLE_UNITS_MAX
     ("fees_low", "<u8"), ("fees_high", "<i8"),             # left the ledger as fees
     ("available_count", "<i8"), ("frozen_count", "<i8"),   # users with more than zero
     ("show_unit_low", "<u8"), ("show_unit_high", "<i8"),   # 10^(20 - prec_show)

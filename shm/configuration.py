@@ -111,7 +111,7 @@ class Http:
     """Where clients connect."""
     host: str = _setting(_HOST, "127.0.0.1")
     port: int = _setting(_whole(1, 65535), 8080)
-    timeout_ms: int = _setting(_whole(1, 60_000), 1000)               # wait for a reply, then code 5; it may still run
+    timeout_ms: int = _setting(_whole(1, 10_000), 1000)               # wait for a reply, then code 5; it may still run
     gateways: int = _setting(_whole(1, GATEWAYS_MAX), 1)              # processes that share the port
     body_bytes_max: int = _setting(_whole(1024, 2**26), 102_400)      # of one request; more memory a connection
     pretty: bool = _setting(_TRUTH, False)                            # indented answers, for people

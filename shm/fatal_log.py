@@ -1,22 +1,29 @@
 """The one path of fatal lines: `log/fatal.log` in the data directory, a JSON object a line, for the alert center.
 
-A line is one write to a file opened for appending, so lines of several processes never mix.
+A line is one write to a file opened for appending, so lines of several processes never mix. Where it cannot be written,
+as on a full disk, stderr has it: an alert never ends the process that raises it.
 """
 import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 
 def fatal(data, process, text):
     """Append one line: time (s since the epoch), process, pid, text. Also said on stderr."""
     line = json.dumps({"time": time.time(), "process": process, "pid": os.getpid(), "text": text}, ensure_ascii=False)
-    path = Path(data) / "log" / "fatal.log"
+    with suppress(OSError):
+        _append(Path(data) / "log" / "fatal.log", line.encode() + b"\n")
+    with suppress(OSError):
+        print(f"{process}: fatal: {text}", file=sys.stderr, flush=True)
+
+
+def _append(path, line):
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        os.write(descriptor, line.encode() + b"\n")
+        os.write(descriptor, line)
     finally:
         os.close(descriptor)
-    print(f"{process}: fatal: {text}", file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ lock, attach the shared memory (or make it anew where nobody uses it), and keep 
 import ctypes
 import fcntl
 import os
+import select
 import signal
 import sys
 import time
@@ -33,7 +34,7 @@ class Process:
         try:
             with _segments_lock(self.data):
                 self.memory = _attach_or_create(self.data, sizes, self.name)
-                self._instance, self._sizes = instance_of(self.data), sizes
+                self._memory_id, self._sizes = memory_id(self.data), sizes
                 self._lock = role_lock.take(self.data, name)
         except (SegmentError, role_lock.RoleTaken) as problem:
             fatal(self.data, name, str(problem))
@@ -54,7 +55,7 @@ class Process:
     def memory_lost(self):
         """Why the segments of this name are no longer those that this process uses; None while they are."""
         try:
-            generation = segments.attach(self._instance, self._sizes, write=False).generation
+            generation = segments.attach(self._memory_id, self._sizes, write=False).generation
         except SegmentError as problem:
             return str(problem)
         if generation != self.memory.generation:
@@ -71,11 +72,16 @@ class Process:
         os._exit(70)
 
 
-def die_with_parent():
-    """Be stopped when the parent ends: no orphan keeps a share of the port."""
+def die_with_parent(number=signal.SIGKILL):
+    """Get the signal `number` when the parent ends: no orphan keeps a role or a share of the port.
+
+    A parent that has ended before this call has closed its end of the pipe that is this process's output.
+    """
     parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-    if os.getppid() != parent:
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+    poll = select.poll()
+    poll.register(1, 0)
+    if os.getppid() != parent or any(event & select.POLLERR for _descriptor, event in poll.poll(0)):
         sys.exit("the parent ended while this process started")
 
 
@@ -103,6 +109,13 @@ def _write_durably(path, text):
         os.close(directory)
 
 
+def memory_id(data):
+    """The id of the data directory's shared memory: of its instance and its place, so that a copy that runs beside the
+    original has segments of its own."""
+    instance, place = instance_of(data), os.stat(data)
+    return uuid.uuid5(instance, f"{place.st_dev}:{place.st_ino}")
+
+
 @contextmanager
 def _segments_lock(data):
     with open(data / "run" / "segments", "w", encoding="ascii") as file:
@@ -115,7 +128,7 @@ def _attach_or_create(data, sizes, name):
 
     Anew only when no process holds a role: those alive still use the old ones.
     """
-    instance = instance_of(data)
+    instance = memory_id(data)
     try:
         return segments.attach(instance, sizes)
     except SegmentError as problem:

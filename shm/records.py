@@ -104,7 +104,7 @@ class Field(IntEnum):
     DETAIL = 12
     LIMIT = 13
     PRODUCT = 14           # price x amount beyond WHOLE_UNITS_MAX
-    ASSET_TOTAL = 15       # a deposit that takes the asset's total past WHOLE_UNITS_MAX
+    ASSET_TOTAL = 15       # a deposit that takes the asset's deposits - withdrawals past WHOLE_UNITS_MAX
     DEFINITION = 16        # of an asset, a market or the limits
     ORDERS = 32            # capacities from here on
     LEVELS = 33
@@ -323,12 +323,13 @@ DEAL_EVENT = _event([
     ("market_id", "<u2"),
     ("taker_side", "u1"),
     ("unused", "u1", (5,)),
-    # available + frozen right after each step, in this order; a fee of zero is no step and repeats the one before
-    ("taker_out_low", "<u8"), ("taker_out_high", "<i8"),
-    ("taker_in_low", "<u8"), ("taker_in_high", "<i8"),
-    ("taker_fee_paid_low", "<u8"), ("taker_fee_paid_high", "<i8"),
-    ("maker_out_low", "<u8"), ("maker_out_high", "<i8"),
-    ("maker_in_low", "<u8"), ("maker_in_high", "<i8"),
-    ("maker_fee_paid_low", "<u8"), ("maker_fee_paid_high", "<i8"),
+    # available + frozen right after each step, in this order; a fee of zero is no step and repeats the one before. No
+    # sign: one who trades with himself gets before he pays, and has up to twice WHOLE_UNITS_MAX in between
+    ("taker_out_low", "<u8"), ("taker_out_high", "<u8"),
+    ("taker_in_low", "<u8"), ("taker_in_high", "<u8"),
+    ("taker_fee_paid_low", "<u8"), ("taker_fee_paid_high", "<u8"),
+    ("maker_out_low", "<u8"), ("maker_out_high", "<u8"),
+    ("maker_in_low", "<u8"), ("maker_in_high", "<u8"),
+    ("maker_fee_paid_low", "<u8"), ("maker_fee_paid_high", "<u8"),
 ])
 assert ORDER_EVENT.itemsize == BALANCE_EVENT.itemsize == DEAL_EVENT.itemsize == EVENT_BYTES

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.watcher import Supervisor, SupervisorUnreachable
 from shm import configuration, role_lock, segments
-from shm.process import instance_of
+from shm.process import memory_id
 from shm.segments import CounterWord
 from tools.launcher import role_of
 
@@ -77,7 +77,7 @@ class Launched:
             self.process.terminate()
             self.process.wait(WAIT_SECONDS)
         wait_for(lambda: not role_lock.holders(self.data), "the end of every process")
-        segments.unlink(instance_of(self.data))
+        segments.unlink(memory_id(self.data))
 
     def said(self):
         return self.output.read_text(encoding="utf-8")
@@ -122,7 +122,7 @@ class Launched:
 
     def page(self, name):
         """A process's page of counters."""
-        memory = segments.attach(instance_of(self.data), self.settings.rings, write=False)
+        memory = segments.attach(memory_id(self.data), self.settings.rings, write=False)
         return memory.counters.words[role_of(name)]
 
     def is_ready(self, name):

@@ -41,7 +41,6 @@ def main():
     parser.add_argument("--config")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--index")
-    parser.add_argument("--http", default="")
     die_with_parent()
     options = parser.parse_args()
     settings = configuration.load(options.config)
@@ -52,8 +51,6 @@ def main():
     process = Process(name, role_of(name), options.data, settings.rings)
     if options.name == "gateway":
         address = (settings.http.host, settings.http.port)
-        if options.http:
-            address = configuration.parse_address(options.http)
         threading.Thread(target=Server(address, Answer).serve_forever, daemon=True).start()
     while not process.stopping:
         process.beat()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shm import role_lock
-from shm.process import instance_of
+from shm.process import memory_id
 from tests.commands import exchange
 from tests.launched import ROOT, free_port, wait_for
 from tests.test_order_flow import LOG
@@ -145,7 +145,7 @@ def test_a_command_that_is_told_to_end_leaves_nothing_behind(tmp_path):
     try:
         data = wait_for(lambda: next(tmp_path.glob("exchange-*/data"), None), "its data directory")
         wait_for(lambda: len(role_lock.holders(data)) >= 4, "its processes")
-        name = f"exchange-{instance_of(data).hex[:12]}-*"
+        name = f"exchange-{memory_id(data).hex[:12]}-*"
         assert list(Path("/dev/shm").glob(name))
         process.terminate()
         assert process.wait(60) == 130

@@ -84,7 +84,7 @@ def test_all_problems_stand_in_one_list_each_with_key_value_and_rule():
         'colour = "blue": no such key; known here: http, journal, limits, matcher, watcher, cache, rings, assets,'
         " markets",
         "http.port = 99999: must be a whole number from 1 to 65535",
-        'http.timeout_ms = "1000": must be a whole number from 1 to 60000',
+        'http.timeout_ms = "1000": must be a whole number from 1 to 10000',
         "http.pretty = 1: must be true or false",
         'journal.sync = "sometimes": must be "always", "interval" or "none"',
         "journal.segment_bytes = 4097: must be a whole number from 4096 to 17179869184, a multiple of 4096",

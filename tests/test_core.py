@@ -170,6 +170,29 @@ def test_a_fee_of_zero_is_no_step():
 
 # Bounds.
 
+def test_who_trades_with_himself_at_the_bound_is_shown_with_twice_of_it_in_between():
+    trading = Trading(market_of(stock=("BTC", 0), money=("CNY", 0)))
+    trading.deposit(1, "BTC", "1000")
+    trading.deposit(1, "CNY", "1e18")
+    trading.limit(1, BID, "1000", "1000000000000000", "0", "0")
+    trading.limit(1, ASK, "1000", "1000000000000000", "0", "0")
+    steps = trading.happened[0][13]
+    assert [total for _, asset, total in steps if asset == "CNY"] == [2 * 10**38, 2 * 10**38, 10**38]
+    assert trading.funds(1) == {"BTC": ("1000", "0"), "CNY": ("1000000000000000000", "0")}
+
+
+def test_fees_count_towards_the_bound_of_deposits():
+    trading = Trading(market_of(stock=("BTC", 0), money=("CNY", 0)))
+    trading.deposit(1, "BTC", "1000")
+    trading.deposit(2, "CNY", "9e17")
+    trading.limit(2, BID, "1000", "900000000000000", "0", "0")
+    trading.limit(1, ASK, "1000", "900000000000000", "0.9", "0")  # the fee leaves 9e16 with its users
+    assert trading.deposit(3, "CNY", "100000000000000001") == 1
+    assert trading.deposit(3, "CNY", "1e17") == {"status": "success"}
+    trading.deposit(3, "CNY", "-1e17")
+    assert trading.deposit(3, "CNY", "1e17") == {"status": "success"}
+
+
 @pytest.mark.parametrize("side", [ASK, BID])
 @pytest.mark.parametrize("amount, price, code", [
     ("92233720368.54775807", "0.00000001", 10),      # the largest int64 of lots

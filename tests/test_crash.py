@@ -23,7 +23,7 @@ from pipeline.replica import Replica
 from pipeline.seeding import limits_of
 from pipeline.segment_file import HEADER_BYTES
 from shm import role_lock, segments
-from shm.process import instance_of
+from shm.process import instance_of, memory_id
 from shm.records import JOURNAL
 from shm.segments import CounterWord
 from tests.fake_matcher import write_segment
@@ -116,11 +116,11 @@ def test_everything_killed_at_once_loses_nothing_that_was_answered(sync, memory,
         os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not any(map(is_running, pids)), "the end of all")
     load.stop()
-    generation = segments.attach(instance_of(exchange.data), exchange.settings.rings, write=False).generation
+    generation = segments.attach(memory_id(exchange.data), exchange.settings.rings, write=False).generation
     if memory == "lost":
-        segments.unlink(instance_of(exchange.data))
+        segments.unlink(memory_id(exchange.data))
     with running(exchange.data, exchange.settings) as again:
-        renewed = segments.attach(instance_of(again.data), again.settings.rings, write=False).generation
+        renewed = segments.attach(memory_id(again.data), again.settings.rings, write=False).generation
         assert (renewed > generation) == (memory == "lost")
         go_on(again, load)
 
@@ -128,7 +128,7 @@ def test_everything_killed_at_once_loses_nothing_that_was_answered(sync, memory,
 @pytest.mark.parametrize("removed", ["all", "one"])
 def test_segments_removed_while_in_use_are_made_anew_all_together(removed, tmp_path):
     with running(tmp_path / "data", settings()) as exchange:
-        load, instance = begin_load(exchange), instance_of(exchange.data)
+        load, instance = begin_load(exchange), memory_id(exchange.data)
         generation = segments.attach(instance, exchange.settings.rings, write=False).generation
         if removed == "all":
             segments.unlink(instance)
@@ -177,7 +177,7 @@ def test_after_a_reboot_the_answers_are_the_same(tmp_path):
         load.stop()
         before = answers(exchange)
     with pytest.raises(segments.SegmentError):
-        segments.attach(instance_of(exchange.data), exchange.settings.rings)
+        segments.attach(memory_id(exchange.data), exchange.settings.rings)
     with running(exchange.data, exchange.settings) as again:
         assert answers(again) == before
         go_on(again, load)
@@ -212,6 +212,34 @@ def test_a_stuck_matcher_keeps_its_role_until_the_watcher_ends_it(tmp_path):
         time.sleep(0.5)
         assert load.stop() == []
         check(exchange, stop(exchange), load, told=(f"as process {stuck}", f"matcher (process {stuck}) is stuck"))
+
+
+def test_a_copied_data_directory_runs_beside_the_original(tmp_path):
+    with running(tmp_path / "original", settings()) as exchange:
+        client = Client(exchange.url)
+        client.call("balance.update", 1, "BTC", "both", 1, "10", {})
+        shutil.copytree(exchange.data, tmp_path / "copy", ignore=shutil.ignore_patterns("run", "log"))
+        with running(tmp_path / "copy", settings()) as copy:
+            other = Client(copy.url)
+            for number, change in enumerate(("1", "2", "3")):
+                client.call("balance.update", 1, "BTC", "original", number, change, {})
+                other.call("balance.update", 1, "BTC", "copy", number, f"0.{change}", {})
+            assert client.call("balance.query", 1, "BTC")["BTC"]["available"] == "16"
+            assert other.call("balance.query", 1, "BTC")["BTC"]["available"] == "10.6"
+            for each in (client, other):
+                each.close()
+
+
+def test_a_configuration_that_is_edited_while_it_runs_holds_from_the_next_start_on(tmp_path):
+    with running(tmp_path / "data", settings()) as exchange:
+        file = exchange.data / "exchange.toml"
+        edited = file.read_text(encoding="utf-8").replace('sync = "always"', 'sync = "none"')
+        file.write_text(f"{edited}[[half a line", encoding="utf-8")
+        for name in PROCESSES:
+            exchange.restart(name)
+        load = begin_load(exchange)
+        assert load.stop() == []
+        check(exchange, stop(exchange), load)
 
 
 # --- the journal's end

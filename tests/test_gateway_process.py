@@ -14,7 +14,7 @@ import pytest
 
 from gateways.protocol import NOT_BUILT
 from shm import configuration, segments
-from shm.process import instance_of
+from shm.process import memory_id
 from shm.segments import CommandWord, CounterWord, Role
 from tests.conftest import KERNELS
 from tests.launched import ROOT, free_port, wait_for
@@ -60,7 +60,7 @@ class Exchange:
         return self
 
     def memory(self):
-        return segments.attach(instance_of(self.data), self.settings.rings, write=False)
+        return segments.attach(memory_id(self.data), self.settings.rings, write=False)
 
     def page(self, name):
         """The counters of a process that runs; None before it has joined."""
@@ -149,7 +149,7 @@ def exchange_at(data, *arguments, **http):
             if process.poll() is None:
                 process.kill()
                 process.wait()
-        segments.unlink(instance_of(exchange.data))
+        segments.unlink(memory_id(exchange.data))
 
 
 @pytest.fixture
@@ -289,13 +289,13 @@ def test_a_gateway_without_matcher_waits_and_stops_when_told(tmp_path):
             exchange.client().connect()
         assert exchange.stop() == {"gateway-0": 0}
     finally:
-        segments.unlink(instance_of(exchange.data))
+        segments.unlink(memory_id(exchange.data))
 
 
 def test_two_gateways_share_the_port(tmp_path):
     with exchange_at(tmp_path / "data", gateways=2) as exchange:
         def served():
-            memory = segments.attach(instance_of(exchange.data), exchange.settings.rings, write=False)
+            memory = segments.attach(memory_id(exchange.data), exchange.settings.rings, write=False)
             return [int(memory.counters.words[Role.GATEWAY + index, CounterWord.RECORDS]) for index in (0, 1)]
 
         def both_serve():
@@ -317,13 +317,13 @@ def test_a_port_that_is_taken_is_one_sentence_with_a_remedy(exchange, tmp_path):
             " --http HOST:PORT")
         other.stop()
     finally:
-        segments.unlink(instance_of(other.data))
+        segments.unlink(memory_id(other.data))
     assert exchange.ask("asset.list")[0] == 200
 
 
 def test_a_second_gateway_of_one_index_names_the_first(exchange):
     first = exchange.running["gateway-0"]
-    second = exchange.start("gateway-0", "--http", f"127.0.0.1:{free_port()}")
+    second = exchange.start("gateway-0")
     assert second.wait(20) == 1
     assert f"gateway-0 already runs on {exchange.data} as process {first.pid}" in exchange.said("gateway-0")
     exchange.running["gateway-0"] = first
@@ -332,7 +332,6 @@ def test_a_second_gateway_of_one_index_names_the_first(exchange):
 
 @pytest.mark.parametrize("arguments, words", [
     (("--index", "1"), "--index must be from 0 to 0, as [http] gateways says"),
-    (("--index", "0", "--http", "nowhere"), "must be HOST:PORT"),
     (("--index", "0", "--config", "missing.toml"), "there is no file"),
 ])
 def test_what_cannot_be_started_says_why(tmp_path, arguments, words):

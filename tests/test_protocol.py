@@ -307,8 +307,8 @@ def test_what_the_core_refuses_names_parameter_value_and_limit_too(answers):
     assert ask(answers, "balance.update", 1, "BTC", "d", 2, "-1000.5", {})["error"]["data"]["value"] == "-1000.5"
     assert ask(answers, "balance.update", 2, "BTC", "d", 3, "1e18", {})["error"] == {
         "code": 1, "message": "invalid argument", "data": {
-            "parameter": "change", "value": "1e18", "rule": "takes the total of the asset past the limit",
-            "limit": 10**18}}
+            "parameter": "change", "value": "1e18",
+            "rule": "takes the deposits of the asset, less withdrawals, past the limit", "limit": 10**18}}
     assert ask(answers, "order.put_limit", 1, "BTCUSDT", 1, "90000000000", "90000000000", "0", "0", "")["error"][
         "data"] == {"parameter": "amount", "value": "90000000000", "rule": "x price must be at most the limit",
                     "limit": 10**18}

@@ -15,11 +15,12 @@ import posix_ipc
 import pytest
 
 from shm import segments
-from shm.process import Process, instance_of
+from shm.fatal_log import fatal
+from shm.process import Process, instance_of, memory_id
 from shm.records import COMMAND, LAYOUT_VERSION
 from shm.segments import CommandWord, RingSizes, Role, SegmentError, posix_name, shapes
 from tests import litmus
-from tests.launched import ROOT, wait_for
+from tests.launched import ROOT, is_running, wait_for
 
 SIZES = RingSizes(gateways=2, command_slots=64, reply_slots=128, journal_slots=64, event_slots=64)
 NAMES = list(shapes(SIZES))
@@ -220,7 +221,7 @@ class Member:
 @pytest.fixture
 def data(tmp_path):
     yield tmp_path
-    segments.unlink(instance_of(tmp_path))
+    segments.unlink(memory_id(tmp_path))
 
 
 @pytest.fixture
@@ -256,7 +257,7 @@ def test_after_a_clean_or_a_hard_end_the_segments_are_used_again(start):
 def test_where_one_is_missing_all_are_made_anew_together_in_a_new_generation(start, data, segment):
     first = start("matcher", Role.MATCHER)
     first.end()
-    instance = instance_of(data)
+    instance = memory_id(data)
     before = {name: file_of(instance, name).stat().st_ino for name in NAMES}
     posix_ipc.unlink_shared_memory(posix_name(instance, segment))
     second = start("matcher", Role.MATCHER)
@@ -276,7 +277,7 @@ def test_other_sizes_another_layout_and_a_half_made_segment_are_reasons_too(star
                   lambda memory: memory.events.header.__setitem__("ready", 0)):
         sizes = replace(SIZES, journal_slots=128)
         if generations:
-            spoil(segments.attach(instance_of(data), sizes))
+            spoil(segments.attach(memory_id(data), sizes))
         member = start("matcher", Role.MATCHER, sizes)
         member.end()
         generations.append(member.generation)
@@ -292,7 +293,7 @@ def test_a_start_leaves_other_instances_alone(start, shared):
 
 def test_while_somebody_runs_on_the_old_ones_nobody_makes_them_anew(start, data):
     matcher = start("matcher", Role.MATCHER)
-    instance = instance_of(data)
+    instance = memory_id(data)
     posix_ipc.unlink_shared_memory(posix_name(instance, "events"))
     inode = file_of(instance, "commands").stat().st_ino
     refused = start("journaler", Role.JOURNALER)
@@ -322,7 +323,66 @@ def test_a_generation_is_never_used_twice_whatever_the_clock_and_the_file_say(st
     first.end()
     assert first.generation >= int(time.time()) - 60
     (data / "generation").write_text(f"{2**40}\n")
-    segments.unlink(instance_of(data))
+    segments.unlink(memory_id(data))
     second = start("matcher", Role.MATCHER)
     second.end()
     assert second.generation == 2**40 + 1
+
+
+# Members of an exchange.
+
+CHILD = """
+import sys, time
+from shm.process import die_with_parent
+sys.stdin.read()
+die_with_parent()
+print("alive", file=sys.stderr, flush=True)
+time.sleep(600)
+"""
+
+
+PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CHILD!r}], stdout=subprocess.PIPE)"
+
+
+@pytest.mark.parametrize("parent_ends, words", [
+    (True, "the parent ended while this process started"), (False, "alive")])
+def test_a_process_whose_parent_ended_while_it_started_ends(tmp_path, parent_ends, words):
+    said = tmp_path / "said"
+    go, hold = os.pipe()       # the child goes on once nobody holds the other end
+    with open(said, "w", encoding="utf-8") as errors:
+        parent = subprocess.Popen(
+            [sys.executable, "-c", PARENT], cwd=ROOT, stdin=go, stdout=subprocess.DEVNULL, stderr=errors)
+    os.close(go)
+    wait_for(lambda: children_of(parent.pid), "the child")
+    child, = children_of(parent.pid)
+    if parent_ends:
+        parent.kill()
+        parent.wait()
+        wait_for(lambda: parent_of(child) != parent.pid, "the child has another parent")
+    os.close(hold)
+    wait_for(lambda: words in said.read_text(), words)
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not is_running(child), "the end of the child")
+
+
+def children_of(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def parent_of(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_an_alert_that_cannot_be_written_ends_nobody(tmp_path, capsys):
+    (tmp_path / "data").touch()  # no folder, so there is no log in it
+    fatal(tmp_path / "data", "matcher", "the sky falls")
+    assert capsys.readouterr().err == "matcher: fatal: the sky falls\n"
+
+
+def test_a_copy_of_a_data_directory_has_shared_memory_of_its_own(tmp_path):
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    first = memory_id(original)
+    shutil.copytree(original, copy)
+    assert instance_of(copy) == instance_of(original) and memory_id(copy) != first
+    assert memory_id(original.rename(tmp_path / "renamed")) == first

@@ -21,7 +21,7 @@ from itertools import combinations
 from pathlib import Path
 
 from shm import configuration, segments
-from shm.process import instance_of
+from shm.process import memory_id
 from shm.segments import CounterWord
 from tools import launcher, local_exchange, report
 from tools.kill_load import Load
@@ -211,7 +211,7 @@ class Killer:
         self._names = [name for kind in kinds for name in (gateways if kind == "gateway" else [kind])]
         self._served = [*gateways, "matcher", "journaler"]
         self._supervisord = int((exchange.data / "run" / "supervisord.pid").read_text())
-        self._pages = segments.attach(instance_of(exchange.data), exchange.settings.rings, write=False).counters.words
+        self._pages = segments.attach(memory_id(exchange.data), exchange.settings.rings, write=False).counters.words
         self._deck = []
 
     def page(self, name):

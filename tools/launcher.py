@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -25,7 +26,7 @@ from supervisor.states import ProcessStates
 from pipeline.watcher import Supervisor, SupervisorUnreachable
 from shm import configuration, kernel_cache, role_lock, segments
 from shm.configuration import ConfigurationError
-from shm.process import die_with_parent, instance_of
+from shm.process import die_with_parent, memory_id
 from shm.segments import CounterWord, Role, SegmentError
 from tools import supervisord_conf
 
@@ -51,7 +52,6 @@ class Place:
     settings: configuration.Configuration
     config: Path
     data: Path
-    http: str                  # HOST:PORT of the command line, "" where the configuration's holds
 
     @property
     def url(self):
@@ -99,7 +99,7 @@ def place_of(options):
     if options.http:
         host, port = configuration.parse_address(options.http)
         settings = replace(settings, http=replace(settings.http, host=host, port=port))
-    return Place(settings, options.config.absolute(), options.data.absolute(), options.http)
+    return Place(settings, options.config.absolute(), options.data.absolute())
 
 
 def set_up(place):
@@ -116,10 +116,12 @@ def run(place):
         wait_for_old_processes(place.data)
         check_address(place.settings.http.host, place.settings.http.port)
         compile_kernels(place)
+        config = place.data / "run" / "exchange.toml"  # as it was checked, for processes that start later too
+        configuration.write(place.settings, config)
         with supervisord_conf.control_socket(place.data) as control:
             supervisord_conf.write(
-                place.data / "run" / "supervisord.conf", control, config=place.config, data=place.data,
-                gateways=place.settings.http.gateways, http=place.http)
+                place.data / "run" / "supervisord.conf", control, config=config, data=place.data,
+                gateways=place.settings.http.gateways)
             return Exchange(place, control).run()
     finally:
         os.close(held)
@@ -223,7 +225,8 @@ class Exchange:
         conf = self.place.data / "run" / "supervisord.conf"
         self.supervisord = subprocess.Popen(  # in a session of its own: Ctrl-C reaches this process alone
             [sys.executable, "-m", "supervisor.supervisord", "-n", "-s", "-c", str(conf)], cwd=PROJECT,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_parent)
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,
+            preexec_fn=partial(die_with_parent, signal.SIGTERM))
         try:
             processes = self.wait_until_ready()
             if processes is not None:
@@ -268,7 +271,7 @@ class Exchange:
             return {}
         try:
             words = segments.attach(
-                instance_of(self.place.data), self.place.settings.rings, write=False).counters.words
+                memory_id(self.place.data), self.place.settings.rings, write=False).counters.words
         except SegmentError:
             words = None       # no process has made them yet
         found = {}

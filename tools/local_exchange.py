@@ -13,10 +13,11 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from shm import configuration, kernel_cache, segments
-from shm.process import die_with_parent, instance_of
+from shm.process import die_with_parent, memory_id
 from shm.segments import CounterWord, SegmentError
 from tools import launcher
 from tools.report import Failed
@@ -81,7 +82,8 @@ class LocalExchange:
         configuration.write(self.settings, config)
         with open(self.output, "wb") as output:
             self._launcher = subprocess.Popen(
-                [*LAUNCHER, "--config", str(config), "--data", str(self.data)], cwd=PROJECT, preexec_fn=die_with_parent,
+                [*LAUNCHER, "--config", str(config), "--data", str(self.data)], cwd=PROJECT,
+                preexec_fn=partial(die_with_parent, signal.SIGTERM),
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
         try:
             _wait(lambda: self._check_launcher() or "Serving at" in self.said(), START_SECONDS,
@@ -101,7 +103,7 @@ class LocalExchange:
             self._launcher.kill()  # and its children with it
             raise Failed(f"the exchange on {self.data} does not stop in {STOP_SECONDS:g} s: {self.said()}") from None
         finally:
-            segments.unlink(instance_of(self.data))
+            segments.unlink(memory_id(self.data))
 
     def said(self):
         return self.output.read_text(encoding="utf-8", errors="replace").strip()
@@ -114,7 +116,7 @@ class LocalExchange:
     def page(self, name):
         """The counters (CounterWord) of a process, by its name under supervisord; None before there are any."""
         try:
-            memory = segments.attach(instance_of(self.data), self.settings.rings, write=False)
+            memory = segments.attach(memory_id(self.data), self.settings.rings, write=False)
         except SegmentError:
             return None
         return memory.counters.words[launcher.role_of(name)]

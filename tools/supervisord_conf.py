@@ -10,7 +10,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from shm.process import instance_of
+from shm.process import memory_id
 
 PROJECT = Path(__file__).resolve().parents[1]
 SOURCE = PROJECT / "supervisord.conf"
@@ -31,7 +31,7 @@ def control_socket(data):
         path.unlink(missing_ok=True)  # left by a killed supervisord
         yield path
         return
-    folder = Path("/tmp") / f"exchange-{os.geteuid()}-{instance_of(data).hex[:12]}"
+    folder = Path("/tmp") / f"exchange-{os.geteuid()}-{memory_id(data).hex[:12]}"
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
@@ -45,16 +45,16 @@ def control_socket(data):
         folder.rmdir()
 
 
-def write(path, control, *, config, data, gateways, http=""):
+def write(path, control, *, config, data, gateways):
     """Make the file `path`, for this user alone: the processes of `data` (all paths absolute)."""
-    text = render(control, config=config, data=data, gateways=gateways, http=http)
+    text = render(control, config=config, data=data, gateways=gateways)
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
 
 
-def render(control, *, config, data, gateways, http=""):
-    """The text of the file: `control` is supervisord's socket, `http` HOST:PORT where the command line names it."""
+def render(control, *, config, data, gateways):
+    """The text of the file: `control` is supervisord's socket."""
     paths = {                  # the longer before those that they begin with
         "%(here)s/data/run/supervisor.sock": str(control),
         "%(here)s/data": str(data),
@@ -79,8 +79,6 @@ def render(control, *, config, data, gateways, http=""):
         for key, value in parser.items(section):
             parser.set(section, key, placed(value, quoted=key == "command"))
     parser.set("program:gateway", "numprocs", str(gateways))
-    if http:
-        parser.set("program:gateway", "command", f"{parser.get('program:gateway', 'command')} --http {http}")
     own = {
         "logfile": placed("%(here)s/data/log/supervisord.log", quoted=False), "logfile_maxbytes": "10MB",
         "logfile_backups": "5", "pidfile": placed("%(here)s/data/run/supervisord.pid", quoted=False), "umask": "077",

@@ -156,7 +156,7 @@ class ReferenceExchange:
         if key in self.applied_updates:
             raise Refused(*REPEAT_UPDATE)
         if change >= 0:
-            require(self.ledger.issued(asset.name) + change <= WHOLE_UNITS_MAX)
+            require(self.ledger.deposited(asset.name) + change <= WHOLE_UNITS_MAX)
             self.ledger.deposit(user, asset.name, change)
         else:
             if self.ledger.available_of(user, asset.name) < -change:

@@ -24,9 +24,9 @@ class Ledger:
         """Available and frozen together."""
         return self.available_of(user, asset) + self.frozen[asset].get(user, ZERO)
 
-    def issued(self, asset):
-        """What all users together own: came in, was not taken out, was not paid as a fee."""
-        return self.deposits[asset] - self.withdrawals[asset] - self.fees[asset]
+    def deposited(self, asset):
+        """What came in and was not taken out: all users' money and what they have paid as fees."""
+        return self.deposits[asset] - self.withdrawals[asset]
 
     def deposit(self, user, asset, amount):
         self._add(self.available, user, asset, amount)
