@@ -31,11 +31,11 @@ class Asset:
 
 class Market:
     def __init__(self, row, assets):
-        (min_amount, stock_id, money_id, self.stock_prec, self.money_prec, self.fee_prec, min_amount_decimals,
+        (self.min_units, stock_id, money_id, self.stock_prec, self.money_prec, self.fee_prec, self.min_decimals,
          name_bytes, name, _reserved) = row
         self.name = name[:name_bytes].decode()
         self.stock, self.money = assets[stock_id].name, assets[money_id].name
-        self.min_amount = fmt(min_amount, min_amount_decimals)
+        self.min_amount = fmt(self.min_units, self.min_decimals)
         self.amount_max = min(INT64_MAX, WHOLE_UNITS_MAX * 10**self.stock_prec)  # lots
         self.deal_decimals = self.stock_prec + self.money_prec
         self.ask_fee_decimals = self.deal_decimals + self.fee_prec

@@ -104,8 +104,18 @@ def encode(method, params, reply, catalog):
     if method.refusals[outcome] is None:
         return None
     error, parameter, rule = method.refusals[outcome]
-    limit = catalog.markets[catalog.market_ids[params[1]]].min_amount if outcome == Result.AMOUNT_TOO_SMALL else None
+    limit = None
+    if outcome == Result.AMOUNT_TOO_SMALL:
+        rule, limit = _smallest(catalog.markets[catalog.market_ids[params[1]]], reply.header.bound)
     raise Refused(error, InvalidArgument(parameter, _given(method, params, parameter), rule, limit).data)
+
+
+def _smallest(market, price):
+    """(rule, limit) of an order's amount; `price`, in ticks, of a market order that spends money, else 0."""
+    if price == 0:
+        return "must be at least the market's min_amount of stock", market.min_amount
+    return ("must pay for the market's min_amount of stock at the best price",
+            fmt(market.min_units * price, market.min_decimals + market.money_prec))
 
 
 _PARAMETERS = {  # a Field's name on the wire where it is another
@@ -456,7 +466,7 @@ def _market_summary(market, ask_low, ask_high, bid_low, bid_high, ask_count, bid
 
 _ORDER_REFUSALS = {
     Result.BALANCE_TOO_LOW: (ORDER_NOT_COVERED, "amount", "must be covered by the user's available balance"),
-    Result.AMOUNT_TOO_SMALL: (AMOUNT_TOO_SMALL, "amount", "must be at least the market's min_amount of stock"),
+    Result.AMOUNT_TOO_SMALL: (AMOUNT_TOO_SMALL, "amount", None),
     Result.NO_COUNTERPARTY: (NO_ENOUGH_TRADER, "market", "has no order on the opposite side"),
 }
 METHODS = {

@@ -84,14 +84,16 @@ def is_admitted(state, out, command, pays_row, required, opposite_index):
     if pays_row == NONE or available(state.balances[pays_row]) < required:
         return refuse(out, BALANCE_TOO_LOW, 0, 0)
     too_small = command.amount < market.min_lots
+    price = int64(0)
     if command.kind != PUT_LIMIT:
         best = best_level(state, opposite_index)
         if best == NONE:
             return refuse(out, NO_COUNTERPARTY, 0, 0)
         if command.side == BID:
-            too_small = less_than_min_amount(market, state.levels[best].price, command.amount)
+            price = state.levels[best].price
+            too_small = less_than_min_amount(market, price, command.amount)
     if too_small:
-        return refuse(out, AMOUNT_TOO_SMALL, 0, 0)
+        return refuse(out, AMOUNT_TOO_SMALL, 0, price)
     if command.kind == PUT_LIMIT:
         if counters[ORDERS] >= counters[ORDERS_MAX]:
             return refuse(out, FULL, FIELD_ORDERS, counters[ORDERS_MAX])

@@ -1,21 +1,44 @@
 """The configuration as commands: what it defines and the state does not have yet, to be journaled like any other."""
+import json
 from decimal import Decimal
 
 import numpy as np
 
-from pipeline.state import ASSETS, ASSETS_MAX, BALANCES_MAX, LEVELS_MAX, MARKETS, MARKETS_MAX, ORDERS_MAX, RULES_VERSION
+from pipeline.state import (
+    ASSETS,
+    ASSETS_MAX,
+    BALANCES,
+    BALANCES_MAX,
+    LEVELS,
+    LEVELS_MAX,
+    MARKETS,
+    MARKETS_MAX,
+    ORDERS,
+    ORDERS_MAX,
+    RULES_VERSION,
+)
 from shm.records import ASSET, COMMAND, LIMITS, MARKET, Kind
+
+_CAPACITIES = (                # key under [limits], counter of the capacity, counter of what is in use
+    ("orders_max", ORDERS_MAX, ORDERS), ("levels_max", LEVELS_MAX, LEVELS), ("balances_max", BALANCES_MAX, BALANCES),
+    ("assets_max", ASSETS_MAX, ASSETS), ("markets_max", MARKETS_MAX, MARKETS))
 
 
 class Contradiction(Exception):
-    """The configuration defines an asset or a market otherwise than the journal did."""
+    """The configuration defines something otherwise than the journal did; `problems` lists every one."""
+
+    def __init__(self, problems):
+        self.problems = problems
+        super().__init__("\n".join([
+            "the configuration contradicts the journal; restore the values that it has, nothing was changed:",
+            *(f"  - {problem}" for problem in problems)]))
 
 
 def limits_of(configuration):
     """The LIMITS record that the configuration asks for."""
     limits = np.zeros((), LIMITS)
     limits["rules_version"] = RULES_VERSION
-    for name in ("orders_max", "levels_max", "balances_max", "assets_max", "markets_max"):
+    for name, _word, _used in _CAPACITIES:
         limits[name] = getattr(configuration.limits, name)
     return limits
 
@@ -63,39 +86,61 @@ def _market_record(market, asset_ids):
     return record
 
 
-def _same(record, other, names):
-    return all(int(record[name]) == int(other[name]) for name in names)
-
-
 def commands(configuration, state):
-    """(COMMAND, payload) of each definition that the state lacks, in the configuration's order.
+    """[(COMMAND, payload)] of the definitions that the state lacks, in the configuration's order.
 
-    Raises Contradiction naming the asset or market whose definition differs from the journal's.
+    Raises Contradiction with every one that the state has otherwise: then nothing of it may be applied.
     """
     counters = state.counters
-    wanted = limits_of(configuration)
-    have = (ORDERS_MAX, LEVELS_MAX, BALANCES_MAX, ASSETS_MAX, MARKETS_MAX)
-    if any(counters[word] != wanted[name] for word, name in zip(have, LIMITS.names[1:])):
-        yield _command(Kind.SET_LIMITS, wanted)
-    known = asset_names(state)
+    known, markets = asset_names(state), market_names(state)
+    new_assets = [asset for asset in configuration.assets if asset.name not in known]
+    new_markets = [market for market in configuration.markets if market.name not in markets]
+    problems = _capacity_problems(configuration, state, len(new_assets), len(new_markets))
     for asset in configuration.assets:
-        record = _asset_record(asset)
-        if asset.name not in known:
-            known.append(asset.name)
-            yield _command(Kind.ADD_ASSET, record)
-        elif not _same(record, state.assets[known.index(asset.name)], ("prec_save", "prec_show")):
-            raise Contradiction(
-                f"asset {asset.name}: the configuration says prec_save={asset.prec_save} prec_show={asset.prec_show},"
-                " the journal defined it otherwise; precisions cannot change: restore the old values")
-    asset_ids = {name: index for index, name in enumerate(known)}
-    have_markets = market_names(state)
+        if asset.name in known:
+            problems += _differences("assets", asset, _asset_of(state.assets[known.index(asset.name)]))
     for market in configuration.markets:
-        record = _market_record(market, asset_ids)
-        if market.name not in have_markets:
-            yield _command(Kind.ADD_MARKET, record)
-        elif not _same(record, state.markets[have_markets.index(market.name)], (
-                "min_amount", "min_amount_decimals", "stock_asset_id", "money_asset_id", "stock_prec", "money_prec",
-                "fee_prec")):
-            raise Contradiction(
-                f"market {market.name}: the journal defined it with other assets, precisions or min_amount;"
-                " they cannot change: restore the old values")
+        if market.name in markets:
+            problems += _differences("markets", market, _market_of(state.markets[markets.index(market.name)], known))
+    if problems:
+        raise Contradiction(problems)
+    made = []
+    wanted = limits_of(configuration)
+    if any(counters[word] != wanted[name] for name, word, _used in _CAPACITIES):
+        made.append(_command(Kind.SET_LIMITS, wanted))
+    made += [_command(Kind.ADD_ASSET, _asset_record(asset)) for asset in new_assets]
+    ids = {name: index for index, name in enumerate([*known, *(asset.name for asset in new_assets)])}
+    return made + [_command(Kind.ADD_MARKET, _market_record(market, ids)) for market in new_markets]
+
+
+def _asset_of(record):
+    return {name: int(record[name]) for name in ("prec_save", "prec_show")}
+
+
+def _market_of(record, names):
+    return {
+        "stock": names[record["stock_asset_id"]], "money": names[record["money_asset_id"]],
+        **{name: int(record[name]) for name in ("stock_prec", "money_prec", "fee_prec")},
+        "min_amount": Decimal(int(record["min_amount"])).scaleb(-int(record["min_amount_decimals"]))}
+
+
+def _differences(table, wanted, have):
+    """A line for each key in which the configuration's definition is not the journal's."""
+    return [
+        f'{table} "{wanted.name}" {key} = {_shown(getattr(wanted, key))}: the journal has {_shown(value)}, which cannot'
+        " change" for key, value in have.items() if type(value)(getattr(wanted, key)) != value]
+
+
+def _shown(value):
+    return f'"{value:f}"' if isinstance(value, Decimal) else json.dumps(value, ensure_ascii=False)
+
+
+def _capacity_problems(configuration, state, new_assets, new_markets):
+    """A line for each capacity below what is in use or will be."""
+    more = {"assets_max": new_assets, "markets_max": new_markets}
+    problems = []
+    for name, _word, used in _CAPACITIES:
+        wanted, needed = getattr(configuration.limits, name), int(state.counters[used]) + more.get(name, 0)
+        if wanted < needed:
+            problems.append(f"limits.{name} = {wanted}: the journal needs at least {needed}")
+    return problems

@@ -304,6 +304,11 @@ def test_what_the_core_refuses_names_parameter_value_and_limit_too(answers):
             "parameter": "amount", "value": "0.0001", "rule": "must be at least the market's min_amount of stock",
             "limit": "0.001"}}
     assert ask(answers, "order.put_market", 1, "BTCUSDT", 1, "1", "0", "")["error"]["code"] == 12
+    ask(answers, "order.put_limit", 1, "BTCUSDT", 1, "1", "8000", "0", "0", "")
+    ask(answers, "balance.update", 3, "USDT", "d", 1, "1000", {})
+    assert ask(answers, "order.put_market", 3, "BTCUSDT", 2, "5", "0", "")["error"]["data"] == {
+        "parameter": "amount", "value": "5", "limit": "8",
+        "rule": "must pay for the market's min_amount of stock at the best price"}
     assert ask(answers, "balance.update", 1, "BTC", "d", 2, "-1000.5", {})["error"]["data"]["value"] == "-1000.5"
     assert ask(answers, "balance.update", 2, "BTC", "d", 3, "1e18", {})["error"] == {
         "code": 1, "message": "invalid argument", "data": {
