@@ -33,6 +33,8 @@ def main():
         prepare()
     except OSError as error:
         sys.exit("run_exchange: %s cannot be prepared: %s" % (VENV, error))
+    except KeyboardInterrupt:
+        sys.exit(130)
     # Isolated, so that no folder of the current directory is taken for one of the project's packages.
     os.execv(VENV_PYTHON, [VENV_PYTHON, "-I", "-m", "tools.launcher"] + sys.argv[1:])
 

@@ -50,8 +50,12 @@ def cache_directory(root):
 
 
 def is_complete(directory):
-    """Whether every kernel is in it."""
-    return (directory / COMPLETE).exists()
+    """Whether every kernel is in it, none of them cut short since. Files may have grown: numba adds signatures."""
+    try:
+        sizes = json.loads((directory / COMPLETE).read_text(encoding="utf-8"))
+        return all((directory / name).stat().st_size >= size for name, size in sizes.items())
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 _held = {}  # directory: descriptor of its lock, for life
@@ -83,8 +87,9 @@ def ensure_compiled(root, report=None):
         if not is_complete(directory):
             with _compiling(root):
                 if not is_complete(directory):
+                    _empty(directory)
                     _compile(report)
-                    (directory / COMPLETE).touch()
+                    _mark_complete(directory)
                     _remove_others(directory)
     except OSError as error:
         raise CompilationFailed(f"the kernel cache {root} cannot be used: {error.filename}: {error.strerror}; see"
@@ -113,6 +118,25 @@ def _compile(report):
     if child.returncode != 0:
         raise CompilationFailed("\n".join(
             [f"compiling the kernels failed, {' '.join(COMPILER[1:])} ended with {child.returncode}:", *said[-20:]]))
+
+
+def _empty(directory):
+    """Remove what an earlier compilation has left: it may be damaged."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _mark_complete(directory):
+    """Say that all is there, once all of it is on disk."""
+    sizes = {}
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        sizes[str(path.relative_to(directory))] = path.stat().st_size
+    (directory / COMPLETE).write_text(json.dumps(sizes), encoding="utf-8")
 
 
 @contextmanager

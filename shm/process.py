@@ -86,12 +86,20 @@ def die_with_parent(number=signal.SIGKILL):
 
 
 def instance_of(data):
-    """The data directory's instance id; a new directory gets one, on disk before it is used."""
+    """The data directory's instance id; a new directory gets one, on disk before it is used.
+
+    Raises SegmentError where the file is damaged.
+    """
     path = Path(data) / "instance"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_durably(path, f"{uuid.uuid4()}\n")
-    return uuid.UUID(path.read_text(encoding="ascii").strip())
+    text = path.read_text(encoding="utf-8", errors="replace").strip()
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        raise SegmentError(f"{path} holds {text[:40]!r}, which is no instance id: restore it from a copy, or write into"
+                           " it the id that the headers of the journal's segments have") from None
 
 
 def _write_durably(path, text):
@@ -146,9 +154,10 @@ def _attach_or_create(data, sizes, name):
 
 def _next_generation(data):
     """A generation above every earlier one of this instance, on disk before it is used; the clock keeps it above even
-    where the file is lost."""
+    where the file is lost or damaged."""
     path = data / "generation"
-    last = int(path.read_text()) if path.exists() else 0
+    text = path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
+    last = int(text) if text.isdecimal() else 0
     generation = max(last + 1, int(time.time()))
     _write_durably(path, f"{generation}\n")
     return generation

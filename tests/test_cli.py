@@ -1,4 +1,5 @@
 """The console command: what it says, what it returns, and that it leaves nothing behind."""
+import json
 import os
 import signal
 import subprocess
@@ -76,6 +77,14 @@ def test_what_cannot_be_done_is_one_sentence_and_exit_code_1(capsys, arguments, 
     assert words in said
 
 
+def test_a_failure_replaces_the_result_of_an_earlier_run(tmp_path, capsys):
+    result = tmp_path / "result.json"
+    result.write_text('{"rate": 1}')
+    assert cli.main(["replay", "nowhere.log", "--json", str(result)]) == 1
+    assert "nowhere.log is not there" in json.loads(result.read_text())["failed"]
+    assert "nowhere.log is not there" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("share, expected", [(0.5, 2), (0.51, 3), (0.75, 3), (0.99, 4), (0.001, 1), (1, 4)])
 def test_percentiles_are_values_that_were_measured(share, expected):
     assert percentile([1, 2, 3, 4], share) == expected
@@ -116,7 +125,7 @@ def test_a_recording_is_not_fed_into_a_market_that_cannot_take_it(tmp_path, serv
             ("BTCUSDT", LOG.replace("1.50000000", "0.0005"), "below its min_amount 0.001, the recording has 0.0005")):
         path.write_text(text, encoding="utf-8")
         ended = exchange(tmp_path / "json", "feed", path, "--url", served.url, "--market", market)
-        assert ended.code == 1 and words in ended.error and ended.document is None
+        assert ended.code == 1 and words in ended.error and words in ended.document["failed"]
     served.call("balance.update", 1, "EQ", "test", 1, "1", {})
     served.call("order.put_limit", 1, "EQUSDT", 1, "1", "1", "0", "0", "test")
     path.write_text(LOG, encoding="utf-8")

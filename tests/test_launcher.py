@@ -28,6 +28,7 @@ from launched import (
 import run_exchange
 from shm import configuration, kernel_cache, role_lock, segments
 from shm.process import memory_id
+from shm.segments import SegmentError
 from tools import supervisord_conf
 from tools.launcher import FIRST_REQUEST, check_address
 
@@ -99,6 +100,8 @@ def test_a_signal_stops_all_in_order_and_leaves_nothing(number, tmp_path):
         stops = re.findall(r"stopped: ([\w-]+) \(", exchange.log("supervisord"))
         assert stops == ["watcher", "gateway-0", "matcher", "journaler"]
         assert exchange.said().endswith("Stopped. Everything that was answered is in the journal.\n")
+        with pytest.raises(SegmentError, match="is missing"):
+            segments.attach(memory_id(exchange.data), exchange.settings.rings)
 
 
 def test_a_signal_while_starting_stops_too(tmp_path):
@@ -292,6 +295,22 @@ def test_a_failed_compilation_says_what_the_compiler_said_and_leaves_nothing_com
     assert not list(tmp_path.glob("kernels-*/COMPLETE"))
 
 
+def test_kernels_that_were_cut_short_are_compiled_again(tmp_path):
+    code = ("import os, pathlib; from shm.kernel_cache import progress_line; progress_line(0, 1, 'kernel');"
+            " pathlib.Path(os.environ['NUMBA_CACHE_DIR'], 'kernel.nbc').write_bytes(bytes(100))")
+
+    def compiled():
+        return compile_in_another_process(tmp_path, code).communicate("", WAIT_SECONDS)[0].startswith("0 1 kernel")
+    assert (compiled(), compiled()) == (True, False)
+    kernel, = tmp_path.glob("kernels-*/kernel.nbc")
+    os.truncate(kernel, 99)
+    assert (compiled(), compiled()) == (True, False)
+    os.truncate(kernel, 200)   # a signature more
+    assert not compiled()
+    kernel.unlink()
+    assert (compiled(), compiled()) == (True, False)
+
+
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     _out, error = compile_in_another_process(tmp_path / "file").communicate("", WAIT_SECONDS)
@@ -315,6 +334,15 @@ def test_the_list_of_processes_is_rendered_without_a_trace_of_the_projects_own_d
     text = supervisord_conf.render(tmp_path / "sock", config=tmp_path / "c.toml", data=tmp_path / "data", gateways=3)
     assert "%(here)s" not in text and str(ROOT / "data") not in text
     assert "numprocs = 3" in text
+
+
+def test_a_damaged_instance_file_is_named_before_anything_starts(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "instance").write_text("\n")
+    exchange = Launched(data)
+    assert exchange.ended() == 1
+    assert f"{data / 'instance'} holds '', which is no instance id: restore it from a copy" in exchange.said()
 
 
 def test_a_host_that_is_not_here_is_told(tmp_path):

@@ -284,6 +284,17 @@ def test_other_sizes_another_layout_and_a_half_made_segment_are_reasons_too(star
     assert generations[0] < generations[1] < generations[2]
 
 
+@pytest.mark.parametrize("damage", ["", "\n", "a line", "12.5"])
+def test_a_damaged_generation_is_replaced_by_a_later_one(start, data, damage):
+    first = start("matcher", Role.MATCHER)
+    first.end()
+    segments.unlink(memory_id(data))
+    (data / "generation").write_text(damage)
+    second = start("matcher", Role.MATCHER)
+    assert second.generation >= first.generation > 0
+    assert (data / "generation").read_text() == f"{second.generation}\n"
+
+
 def test_a_start_leaves_other_instances_alone(start, shared):
     instance, memory = shared
     memory.counters.words[5, 5] = 55

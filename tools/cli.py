@@ -10,7 +10,7 @@ import sys
 from shm.configuration import ConfigurationError
 from shm.kernel_cache import CompilationFailed
 from tools import bench, conformance, feed, kill_test, replay
-from tools.report import Failed
+from tools.report import Failed, write_failure
 
 SUBCOMMANDS = (replay, feed, conformance, kill_test, bench)  # in the order of --help
 
@@ -26,11 +26,15 @@ def main(argv=None):
     try:
         return options.run(options)
     except (Failed, ConfigurationError, CompilationFailed) as problem:
-        print(f"exchange: {problem}", file=sys.stderr)
-        return 1
+        return _failed(options, str(problem), 1)
     except KeyboardInterrupt:
-        print("exchange: interrupted", file=sys.stderr)
-        return 130
+        return _failed(options, "interrupted", 130)
+
+
+def _failed(options, text, code):
+    write_failure(options.json, text)
+    print(f"exchange: {text}", file=sys.stderr)
+    return code
 
 
 def _interrupt(_number, _frame):

@@ -26,7 +26,7 @@ from supervisor.states import ProcessStates
 from pipeline.watcher import Supervisor, SupervisorUnreachable
 from shm import configuration, kernel_cache, role_lock, segments
 from shm.configuration import ConfigurationError
-from shm.process import die_with_parent, memory_id
+from shm.process import die_with_parent, instance_of, memory_id
 from shm.segments import CounterWord, Role, SegmentError
 from tools import supervisord_conf
 
@@ -81,7 +81,7 @@ def main(argv=None):
                 f" {len(place.settings.markets)} markets, HTTP at {place.url}")
             return 0
         return set_up(place) if options.setup else run(place)
-    except (LaunchFailed, ConfigurationError, supervisord_conf.Unrenderable, role_lock.RoleTaken,
+    except (LaunchFailed, ConfigurationError, SegmentError, supervisord_conf.Unrenderable, role_lock.RoleTaken,
             kernel_cache.CompilationFailed) as problem:
         print(f"run_exchange: {problem}", file=sys.stderr, flush=True)
         return 1
@@ -113,6 +113,7 @@ def run(place):
     make_folders(place.data)
     held = role_lock.take(place.data, "exchange")
     try:
+        instance_of(place.data)
         wait_for_old_processes(place.data)
         check_address(place.settings.http.host, place.settings.http.port)
         compile_kernels(place)
@@ -232,8 +233,12 @@ class Exchange:
             if processes is not None:
                 self.show(processes)
                 self.wait_for_signal()
-        finally:
+        except BaseException:
             self.stop()
+            raise
+        self.stop()
+        segments.unlink(memory_id(self.place.data))  # all that was in it is in the journal by now
+        say("Stopped. Everything that was answered is in the journal.")
         return 0
 
     def wait_until_ready(self):
@@ -367,7 +372,6 @@ class Exchange:
                 self.poke()
                 time.sleep(LOOK_SECONDS)
         wait_for_old_processes(self.place.data)  # of a supervisord that was killed
-        say("Stopped. Everything that was answered is in the journal.")
 
 
 @dataclass(frozen=True)

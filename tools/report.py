@@ -33,6 +33,11 @@ def write_json(path, document):
         path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def write_failure(path, text):
+    """What `write_json` would have written is not there: say so, in place of an older result."""
+    write_json(path, {"failed": text})
+
+
 def say(text):
     print(text, flush=True)
 
