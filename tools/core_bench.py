@@ -18,9 +18,13 @@ from pipeline.state import LEVELS, ORDERS
 from shm.int128 import halves
 from shm.records import COMMAND, CONFIGURATION_GATEWAY, JOURNAL, Kind, RecordKind, Result
 from tools.core_flow import blank_records, chase, deposits, record_flow, repeat_command, seal
+from tools.load import percentile
 
 CHUNK = 400_000                # operations timed at once
 CHUNKS = 5                     # the best of them counts
+STRETCH = 1_000                # operations that a percentile is of
+PERCENTILES = {"p50_us": 0.5, "p99_us": 0.99, "p999_us": 0.999}
+PEER = "dependent random reads in 64 MiB"  # ratio: how many times their rate
 
 
 @dataclass(frozen=True)
@@ -102,18 +106,26 @@ class Pair:
         """Seconds that the timed core takes for `count` more commands."""
         return apply_records(self.timed, *self.record(count, growing))
 
+    def run_in_stretches(self, count):
+        """Seconds that the timed core takes for each STRETCH of `count` more commands."""
+        records, words = self.record(count)
+        return [apply_records(self.timed, records[start:start + STRETCH], words[start:start + STRETCH])
+                for start in range(0, count, STRETCH)]
+
 
 def operations(book, calibration):
-    """Operations a second on a book: the best of CHUNKS chunks."""
+    """Operations a second on a book: the best of CHUNKS chunks; percentiles of what STRETCH operations take."""
     pair = Pair(book)
     pair.run(CHUNK)
     seconds = min(pair.run(CHUNK) for _ in range(CHUNKS)) / CHUNK
+    stretches = sorted(pair.run_in_stretches(CHUNK))
     counters = pair.timed.state.counters
     return pair, {
         "name": book.name, "rate": round(1 / seconds), "unit": "operations/s", "ns": round(seconds * 1e9, 1),
         "resting_orders": int(counters[ORDERS]), "price_levels": int(counters[LEVELS]),
-        "calibration_ns": round(calibration * 1e9, 1), "ratio": round(seconds / calibration, 2),
-        "peer": "one dependent random read in 64 MiB"}
+        **{name: round(percentile(stretches, share) * 1e6, 1) for name, share in PERCENTILES.items()},
+        "percentiles_of": f"{STRETCH} operations", "calibration_ns": round(calibration * 1e9, 1),
+        "ratio": round(calibration / seconds, 2), "peer": PEER}
 
 
 def read_costs(pair, calibration):
@@ -142,8 +154,7 @@ def read_costs(pair, calibration):
         core = (replica.state, replica.inbox, replica.out)
         seconds = min(_timed(repeat_command, *core, count) for _ in range(3)) / count
         yield {"name": name, "rate": round(1 / seconds), "unit": "reads/s", "us": round(seconds * 1e6, 2),
-               "resting_orders": resting, "ratio": round(seconds / calibration, 1),
-               "peer": "one dependent random read in 64 MiB"}
+               "resting_orders": resting, "ratio": round(calibration / seconds, 4), "peer": PEER}
 
 
 def _command(fields):
@@ -216,7 +227,7 @@ def replay_from_disk(calibration):
             seconds = time.perf_counter() - began
     assert again.sequence == replica.sequence and state_digest(again.state) == state_digest(replica.state)
     return {"name": book.name, "rate": round(count / seconds), "unit": "operations/s", "records": count,
-            "ratio": round(seconds / count / calibration, 2), "peer": "one dependent random read in 64 MiB"}
+            "ratio": round(calibration * count / seconds, 2), "peer": PEER}
 
 
 def _write_journal(directory, instance, book, parts):
