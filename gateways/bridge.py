@@ -230,8 +230,16 @@ class Bridge:
             if self._waiting:
                 self._flush()
             doorbell.announce_sleep(self._sleepers, self._process.role)
-            if reply_tail(self._replies, self._row) == self._reply_head:
+            if not self._has_news():
                 break
+
+    def _has_news(self):
+        """Whether replies or wanted room came while this process was awake: nobody rang for them."""
+        if self._room_is_wanted:
+            seen, self._head = self._head, command_head(self._commands, self._row)
+            if self._head != seen:
+                return True
+        return reply_tail(self._replies, self._row) != self._reply_head
 
     def _drain(self):
         """Hand every visible reply to its caller; their slots are free afterwards."""

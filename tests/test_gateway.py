@@ -104,7 +104,7 @@ class Pipeline:
         """The matcher lets the command slots go."""
         self.commands.words[0, CommandWord.HEAD] = self.position
         if self.commands.words[0, CommandWord.ROOM_WANTED]:
-            doorbell.ring(self.bell)
+            doorbell.ring_if_asleep(self.sleepers, int(Role.GATEWAY), self.bell)
 
     def release(self):
         """The journaler shows the replies, then says so."""
@@ -295,6 +295,33 @@ def test_room_that_comes_just_before_it_is_wanted_is_found_without_a_bell(rings,
         await asyncio.sleep(0.01)
         assert memory.process.counters[CounterWord.BATCHES] == 2
         doorbell.ring(pipeline.bell)
+        await answered(asyncio.gather(*calls), pipeline)
+    asyncio.run(run())
+
+
+def test_room_that_comes_while_the_gateway_is_awake_is_found_without_a_bell(rings, monkeypatch):
+    memory = rings()
+    pipeline = Pipeline(memory)
+
+    def freed_just_after(commands, row, wanted):
+        head = want_room(commands, row, wanted)
+        if wanted and memory.memory.sleepers.words[Role.GATEWAY, SleeperWord.ASLEEP] == 0:
+            pipeline.free()    # sees that room is wanted and that nobody sleeps: it does not ring
+        return head
+    monkeypatch.setattr(bridge_module, "want_room", freed_just_after)
+
+    async def run():
+        # given a call that waits for room, behind two that take 56 of 64 slots
+        bridge = attached(memory)
+        calls = [asyncio.ensure_future(bridge.call(deposit(1, number, b"x" * 5000))) for number in range(3)]
+        await published(memory)
+        assert memory.memory.commands.words[0, CommandWord.ROOM_WANTED] == 1
+        # when the two replies come before the matcher lets the slots go
+        pipeline.apply()
+        pipeline.release()
+        await asyncio.wait([calls[2], asyncio.ensure_future(published(memory, 2))], return_when="FIRST_COMPLETED")
+        # then the waiting call is written
+        assert not calls[2].done()
         await answered(asyncio.gather(*calls), pipeline)
     asyncio.run(run())
 
