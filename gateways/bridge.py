@@ -57,10 +57,12 @@ class MatcherGone(Exception):
 
 class _Call:
     """A command on its way. `future` is done when it is answered or given up."""
-    __slots__ = ("correlation_id", "deadline", "future", "received_at_ns", "reply_slots_max", "room_deadline", "slots")
+    __slots__ = (
+        "correlation_id", "deadline", "future", "is_write", "received_at_ns", "reply_slots_max", "room_deadline",
+        "slots")
 
     def __init__(self, command, correlation_id, received_at_ns, future, now, timeout):
-        self.slots, self.reply_slots_max = command.slots, command.reply_slots_max
+        self.slots, self.reply_slots_max, self.is_write = command.slots, command.reply_slots_max, command.is_write
         self.correlation_id, self.received_at_ns, self.future = correlation_id, received_at_ns, future
         self.deadline, self.room_deadline = now + timeout, now + min(timeout, ROOM_WAIT_SECONDS)
 
@@ -120,10 +122,9 @@ class Bridge:
 
     def check_writable(self):
         """Raises ServiceUnavailable while the journal takes no writes."""
-        error = int(self._journal[JournalWord.REFUSING])
-        if error:
-            raise ServiceUnavailable(
-                {"reason": f"the journal has no room for writes: {os.strerror(error)}; reads go on"})
+        refusal = self._refusal_of_writes()
+        if refusal:
+            raise refusal
 
     async def call(self, command, correlation_id=0):
         """The reply message (bytes) to the command, once it is on disk.
@@ -132,8 +133,6 @@ class Bridge:
         """
         if self._matcher_is_gone():
             raise MatcherGone
-        if command.is_write:
-            self.check_writable()
         if len(self._waiting) >= self._command_slots:
             raise self._no_room()
         call = _Call(command, correlation_id, time.time_ns(), self._loop.create_future(), self._loop.time(),
@@ -153,6 +152,12 @@ class Bridge:
         pid = int(self._matcher[CounterWord.PID])
         return pid <= 0 or not os.path.exists(f"/proc/{pid}")
 
+    def _refusal_of_writes(self):
+        error = int(self._journal[JournalWord.REFUSING])
+        if not error:
+            return None
+        return ServiceUnavailable({"reason": f"the journal has no room for writes: {os.strerror(error)}; reads go on"})
+
     def _no_room(self):
         return ServiceUnavailable({
             "reason": "the rings between gateway and matcher stayed full",
@@ -165,17 +170,25 @@ class Bridge:
         self._guard(self._flush)
 
     def _flush(self):
-        """Write what waits, as far as credit and ring go, and publish it at once."""
+        """Write what waits, as far as credit and ring go, and publish it at once.
+
+        Whether the journal takes writes is asked for each: from when it refuses, its reserve has room for what the
+        command ring holds and for the one write that passed the question before.
+        """
         tail, written = self._tail, 0
         while self._waiting:
             call = self._waiting[0]
             if not call.future.done():
-                if not self._has_room(call, tail):
+                refusal = self._refusal_of_writes() if call.is_write else None
+                if refusal:
+                    call.future.set_exception(refusal)
+                elif self._has_room(call, tail):
+                    tail = self._write(call, tail)
+                    written += 1
+                else:
                     self._counters[CounterWord.FULL] += 1
                     self._set_timer(call.room_deadline)
                     break
-                tail = self._write(call, tail)
-                written += 1
             self._waiting.popleft()
         if self._room_is_wanted and not self._waiting:
             self._room_is_wanted = False

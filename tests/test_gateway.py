@@ -422,6 +422,48 @@ def test_a_journal_that_takes_no_writes_lets_reads_go_on(rings):
     assert len(pipeline.taken) == 1
 
 
+def test_writes_that_wait_for_room_when_the_journal_stops_taking_them_are_refused_and_reads_go_on(rings):
+    memory = rings()
+    pipeline = Pipeline(memory)
+
+    async def run():
+        # given a write and a read that wait for room, behind two writes that take 56 of 64 slots
+        bridge = attached(memory)
+        calls = [asyncio.ensure_future(bridge.call(deposit(1, number, b"x" * 5000))) for number in range(3)]
+        read = asyncio.ensure_future(bridge.call(book(1)))
+        await published(memory)
+        # when the journal refuses writes, and there is room
+        memory.memory.journal.words[0, JournalWord.REFUSING] = 28
+        assert pipeline.answer() == 2
+        # then those in the ring are executed, the waiting one is not, and the read is
+        with pytest.raises(ServiceUnavailable, match="No space left on device"):
+            await calls[2]
+        assert Reply(await answered(read, pipeline)).header.result == Result.OK
+        assert [Reply(message).header.result for message in await asyncio.gather(*calls[:2])] == [Result.OK] * 2
+    asyncio.run(run())
+    assert [int(command["kind"]) for command, _ in pipeline.taken] == [Kind.UPDATE_BALANCE] * 2 + [Kind.LIST_BOOK]
+
+
+def test_of_writes_that_pass_together_at_most_one_enters_after_the_journal_stopped_taking_them(rings, monkeypatch):
+    memory = rings()
+    pipeline = Pipeline(memory)
+    write = Bridge._write
+
+    def refused_meanwhile(bridge, call, tail):
+        memory.memory.journal.words[0, JournalWord.REFUSING] = 28
+        return write(bridge, call, tail)
+    monkeypatch.setattr(Bridge, "_write", refused_meanwhile)
+
+    async def run():
+        bridge = attached(memory)
+        calls = [asyncio.ensure_future(bridge.call(deposit(1, number))) for number in range(3)]
+        assert Reply(await answered(calls[0], pipeline)).header.result == Result.OK
+        refused = await asyncio.gather(*calls[1:], return_exceptions=True)
+        assert [type(outcome) for outcome in refused] == [ServiceUnavailable] * 2
+    asyncio.run(run())
+    assert len(pipeline.taken) == 1
+
+
 @pytest.mark.parametrize("pid, is_gone", [(0, True), (2**22 + 1, True), (os.getpid(), False)])
 def test_a_matcher_without_process_and_heartbeat_is_gone_but_one_that_only_hangs_is_waited_for(rings, pid, is_gone):
     memory = rings()
