@@ -10,6 +10,7 @@ import struct
 import time
 import traceback
 from collections import deque
+from pathlib import Path
 
 from gateways.messages import unsigned
 from shm import doorbell
@@ -27,6 +28,7 @@ from shm.segments import CommandWord, CounterWord, JournalWord, Role
 
 ROOM_WAIT_SECONDS = 0.2        # for a place in the rings; then code 3
 MATCHER_GONE_NS = 2 * 10**9    # without a process for this long: nobody brings it back
+_START_TICKS_AT = 22 - 3       # of /proc/PID/stat: its field 22, counted from the one behind the name
 _STAMP = struct.Struct("<QqQ")  # the first fields of a COMMAND
 _REQUEST_ID = struct.Struct("<Q")
 _SLOTS = struct.Struct("<H")
@@ -53,6 +55,17 @@ class ServiceTimeout(Exception):
 
 class MatcherGone(Exception):
     """There is no matcher, and none has come back for a while: the command has not been written."""
+
+
+def _started_ns(pid):
+    """When the process was started, on the monotonic clock; None where there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    ticks = int(stat.rpartition(")")[2].split()[_START_TICKS_AT])  # behind the name, which may hold anything
+    suspended_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
+    return ticks * 10**9 // os.sysconf("SC_CLK_TCK") - suspended_ns
 
 
 class _Call:
@@ -147,10 +160,11 @@ class Bridge:
         return await call.future
 
     def _matcher_is_gone(self):
-        if time.monotonic_ns() - int(self._matcher[CounterWord.HEARTBEAT_NS]) < MATCHER_GONE_NS:
+        heartbeat_ns = int(self._matcher[CounterWord.HEARTBEAT_NS])
+        if time.monotonic_ns() - heartbeat_ns < MATCHER_GONE_NS:
             return False
-        pid = int(self._matcher[CounterWord.PID])
-        return pid <= 0 or not os.path.exists(f"/proc/{pid}")
+        started_ns = _started_ns(int(self._matcher[CounterWord.PID]))
+        return started_ns is None or started_ns > heartbeat_ns  # by now another process may have its number
 
     def _refusal_of_writes(self):
         error = int(self._journal[JournalWord.REFUSING])

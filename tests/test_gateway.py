@@ -464,11 +464,17 @@ def test_of_writes_that_pass_together_at_most_one_enters_after_the_journal_stopp
     assert len(pipeline.taken) == 1
 
 
-@pytest.mark.parametrize("pid, is_gone", [(0, True), (2**22 + 1, True), (os.getpid(), False)])
-def test_a_matcher_without_process_and_heartbeat_is_gone_but_one_that_only_hangs_is_waited_for(rings, pid, is_gone):
+@pytest.mark.parametrize("pid, heartbeat_age_ns, is_gone", [
+    pytest.param(0, 3 * 10**9, True, id="none was ever started"),
+    pytest.param(2**22 + 1, 3 * 10**9, True, id="it ended"),
+    pytest.param(1, 3 * 10**9, False, id="it hangs"),
+    pytest.param(os.getpid(), time.monotonic_ns(), True, id="it ended and another process got its number"),
+])
+def test_a_matcher_without_process_and_heartbeat_is_gone_but_one_that_only_hangs_is_waited_for(
+        rings, pid, heartbeat_age_ns, is_gone):
     memory = rings()
     matcher = memory.memory.counters.words[Role.MATCHER]
-    matcher[CounterWord.PID], matcher[CounterWord.HEARTBEAT_NS] = pid, time.monotonic_ns() - 3 * 10**9
+    matcher[CounterWord.PID], matcher[CounterWord.HEARTBEAT_NS] = pid, time.monotonic_ns() - heartbeat_age_ns
 
     async def run():
         with pytest.raises(MatcherGone if is_gone else ServiceTimeout):
