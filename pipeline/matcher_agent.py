@@ -27,6 +27,7 @@ from pipeline.sequencer import (
     Rings,
     apply_configuration,
     make_record,
+    free_commands,
     serve,
 )
 from pipeline.state import ASSETS, DEFECT, EVENT_POSITION, MARKETS, OUTPUT_DIGEST, SEQUENCE
@@ -127,7 +128,7 @@ class Matcher:
         self.out = make_output(len(self.state.assets), len(self.state.markets), memory.events.slots[0],
                                memory.events.words)
         self.rings = self._make_rings(released, found.end_chain)
-        memory.commands.words[:, CommandWord.HEAD] = released
+        free_commands(self.rings)
         counters[CounterWord.SEQUENCE] = self.state.counters[SEQUENCE]
         counters[CounterWord.OUTPUT_DIGEST] = self.state.counters[OUTPUT_DIGEST]
         print(f"{self.process.name}: {self.state.counters[SEQUENCE]} records replayed in"

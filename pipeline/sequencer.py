@@ -171,6 +171,18 @@ def publish(state, rings):
 
 @njit(cache=True, _nrt=False, forceinline=True)
 def look_ahead(state, rings, gateway, position, tail):
+@njit(cache=True, _nrt=False, forceinline=True)
+def free_commands(rings):
+    """The command rings' heads, then the bells of gateways that wait for room."""
+    for gateway in range(rings.commands.shape[0]):
+        if rings.positions[gateway] != load_acquire(rings.command_words, gateway, COMMAND_HEAD):
+            store_release(rings.command_words, gateway, COMMAND_HEAD, rings.positions[gateway])
+            fence_seq_cst()
+            if load_acquire(rings.command_words, gateway, COMMAND_ROOM_WANTED) != 0:
+                role = FIRST_GATEWAY + gateway
+                ring_if_asleep(rings.sleepers, role, rings.bells[role])
+
+
     """Fetch what the gateway's next commands will touch; commands of several slots only waste a fetch."""
     mask = rings.commands.shape[1] - 1
     if position + FIRST < tail:
@@ -231,13 +243,7 @@ def run_batch(state, inbox, out, rings):
             progress = True
     if handled > 0:
         publish(state, rings)
-        for gateway in range(gateways):
-            if rings.positions[gateway] != load_acquire(rings.command_words, gateway, COMMAND_HEAD):
-                store_release(rings.command_words, gateway, COMMAND_HEAD, rings.positions[gateway])
-                fence_seq_cst()
-                if load_acquire(rings.command_words, gateway, COMMAND_ROOM_WANTED) != 0:
-                    role = FIRST_GATEWAY + gateway
-                    ring_if_asleep(rings.sleepers, role, rings.bells[role])
+        free_commands(rings)
         page = rings.counters[MATCHER]
         page[RECORDS_WORD] += handled
         page[BATCHES_WORD] += 1
