@@ -263,6 +263,12 @@ def has_commands(rings):
 
 @njit(cache=True, _nrt=False, forceinline=True)
 def sleep(rings, until_room):
+@njit(cache=True, _nrt=False, forceinline=True)
+def is_stalled(rings):
+    """Whether commands wait for room in the journal ring."""
+    return journal_room(rings) < RECORD_SLOTS_MAX and has_commands(rings)
+
+
     """Sleep until something rings, a heartbeat is due or a signal comes; returns whether it was a signal."""
     if until_room:
         store_release(rings.journal_words, 0, JOURNAL_ROOM_WANTED, 1)
@@ -293,7 +299,7 @@ def serve(state, inbox, out, rings):
             return BROKE
         if handled > 0:
             idle_since = now
-        elif has_commands(rings):  # there was no room
+        elif is_stalled(rings):
             page[FULL_WORD] += 1
             if sleep(rings, True):
                 return SIGNALLED
