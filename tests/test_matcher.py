@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import journal, matcher_agent
 from pipeline.matcher_agent import Broken, Matcher
-from pipeline.release import journal_word
+from pipeline.release import journal_word, set_journal_word
 from pipeline.sequencer import BROKE, LOOK, LOOK_EVERY_NS, SPIN_NS, STAMPED_NS, serve
 from pipeline.state import SEQUENCE
 from shm import configuration, doorbell, segments
@@ -29,7 +29,7 @@ from shm.records import (
     Result,
 )
 from shm.ring import copy_in
-from shm.segments import CommandWord, CounterWord, EventWord, JournalWord, ReplyWord, Role, slot_view
+from shm.segments import CommandWord, CounterWord, EventWord, JournalWord, ReplyWord, Role, SleeperWord, slot_view
 from tests import litmus
 from tests.fake_matcher import ring_records
 from tests.journaler_world import RINGS, World
@@ -205,6 +205,18 @@ def test_a_starting_matcher_waits_until_the_journal_ring_is_empty_and_has_rung_e
     assert exchange.word(CommandWord.HEAD) == 1
     # and whoever may have been owed a bell was rung, though nobody's flag was up
     assert rung == [b"\0"] * len(bells)
+
+
+def test_a_starting_matcher_waits_until_the_journaler_has_opened_the_journal(exchange):
+    words, sleepers = exchange.memory.journal.words, exchange.memory.sleepers.words
+
+    def open_while_it_sleeps():
+        if sleepers[Role.MATCHER, SleeperWord.ASLEEP]:
+            set_journal_word(words, int(JournalWord.OPENED), 1)
+    set_journal_word(words, int(JournalWord.OPENED), 0)
+    ring(exchange.next_matcher(on_beat=open_while_it_sleeps)._bell)
+    exchange.matcher.start()
+    assert exchange.word(JournalWord.OPENED) == 1
 
 
 def test_a_restarted_matcher_writes_behind_the_visible_replies_and_events(exchange):
