@@ -10,6 +10,7 @@ import struct
 import time
 import traceback
 from collections import deque
+from pathlib import Path
 
 from gateways.messages import unsigned
 from shm import doorbell
@@ -27,6 +28,7 @@ from shm.segments import CommandWord, CounterWord, JournalWord, Role
 
 ROOM_WAIT_SECONDS = 0.2        # for a place in the rings; then code 3
 MATCHER_GONE_NS = 2 * 10**9    # without a process for this long: nobody brings it back
+_START_TICKS_AT = 22 - 3       # of /proc/PID/stat: its field 22, counted from the one behind the name
 _STAMP = struct.Struct("<QqQ")  # the first fields of a COMMAND
 _REQUEST_ID = struct.Struct("<Q")
 _SLOTS = struct.Struct("<H")
@@ -55,12 +57,25 @@ class MatcherGone(Exception):
     """There is no matcher, and none has come back for a while: the command has not been written."""
 
 
+def _started_ns(pid):
+    """When the process was started, on the monotonic clock; None where there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    ticks = int(stat.rpartition(")")[2].split()[_START_TICKS_AT])  # behind the name, which may hold anything
+    suspended_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
+    return ticks * 10**9 // os.sysconf("SC_CLK_TCK") - suspended_ns
+
+
 class _Call:
     """A command on its way. `future` is done when it is answered or given up."""
-    __slots__ = ("correlation_id", "deadline", "future", "received_at_ns", "reply_slots_max", "room_deadline", "slots")
+    __slots__ = (
+        "correlation_id", "deadline", "future", "is_write", "received_at_ns", "reply_slots_max", "room_deadline",
+        "slots")
 
     def __init__(self, command, correlation_id, received_at_ns, future, now, timeout):
-        self.slots, self.reply_slots_max = command.slots, command.reply_slots_max
+        self.slots, self.reply_slots_max, self.is_write = command.slots, command.reply_slots_max, command.is_write
         self.correlation_id, self.received_at_ns, self.future = correlation_id, received_at_ns, future
         self.deadline, self.room_deadline = now + timeout, now + min(timeout, ROOM_WAIT_SECONDS)
 
@@ -120,10 +135,9 @@ class Bridge:
 
     def check_writable(self):
         """Raises ServiceUnavailable while the journal takes no writes."""
-        error = int(self._journal[JournalWord.REFUSING])
-        if error:
-            raise ServiceUnavailable(
-                {"reason": f"the journal has no room for writes: {os.strerror(error)}; reads go on"})
+        refusal = self._refusal_of_writes()
+        if refusal:
+            raise refusal
 
     async def call(self, command, correlation_id=0):
         """The reply message (bytes) to the command, once it is on disk.
@@ -132,8 +146,6 @@ class Bridge:
         """
         if self._matcher_is_gone():
             raise MatcherGone
-        if command.is_write:
-            self.check_writable()
         if len(self._waiting) >= self._command_slots:
             raise self._no_room()
         call = _Call(command, correlation_id, time.time_ns(), self._loop.create_future(), self._loop.time(),
@@ -148,10 +160,17 @@ class Bridge:
         return await call.future
 
     def _matcher_is_gone(self):
-        if time.monotonic_ns() - int(self._matcher[CounterWord.HEARTBEAT_NS]) < MATCHER_GONE_NS:
+        heartbeat_ns = int(self._matcher[CounterWord.HEARTBEAT_NS])
+        if time.monotonic_ns() - heartbeat_ns < MATCHER_GONE_NS:
             return False
-        pid = int(self._matcher[CounterWord.PID])
-        return pid <= 0 or not os.path.exists(f"/proc/{pid}")
+        started_ns = _started_ns(int(self._matcher[CounterWord.PID]))
+        return started_ns is None or started_ns > heartbeat_ns  # by now another process may have its number
+
+    def _refusal_of_writes(self):
+        error = int(self._journal[JournalWord.REFUSING])
+        if not error:
+            return None
+        return ServiceUnavailable({"reason": f"the journal has no room for writes: {os.strerror(error)}; reads go on"})
 
     def _no_room(self):
         return ServiceUnavailable({
@@ -165,17 +184,25 @@ class Bridge:
         self._guard(self._flush)
 
     def _flush(self):
-        """Write what waits, as far as credit and ring go, and publish it at once."""
+        """Write what waits, as far as credit and ring go, and publish it at once.
+
+        Whether the journal takes writes is asked for each: from when it refuses, its reserve has room for what the
+        command ring holds and for the one write that passed the question before.
+        """
         tail, written = self._tail, 0
         while self._waiting:
             call = self._waiting[0]
             if not call.future.done():
-                if not self._has_room(call, tail):
+                refusal = self._refusal_of_writes() if call.is_write else None
+                if refusal:
+                    call.future.set_exception(refusal)
+                elif self._has_room(call, tail):
+                    tail = self._write(call, tail)
+                    written += 1
+                else:
                     self._counters[CounterWord.FULL] += 1
                     self._set_timer(call.room_deadline)
                     break
-                tail = self._write(call, tail)
-                written += 1
             self._waiting.popleft()
         if self._room_is_wanted and not self._waiting:
             self._room_is_wanted = False
@@ -230,8 +257,16 @@ class Bridge:
             if self._waiting:
                 self._flush()
             doorbell.announce_sleep(self._sleepers, self._process.role)
-            if reply_tail(self._replies, self._row) == self._reply_head:
+            if not self._has_news():
                 break
+
+    def _has_news(self):
+        """Whether replies or wanted room came while this process was awake: nobody rang for them."""
+        if self._room_is_wanted:
+            seen, self._head = self._head, command_head(self._commands, self._row)
+            if self._head != seen:
+                return True
+        return reply_tail(self._replies, self._row) != self._reply_head
 
     def _drain(self):
         """Hand every visible reply to its caller; their slots are free afterwards."""

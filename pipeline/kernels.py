@@ -13,7 +13,7 @@ from pipeline.digest import state_digest
 from pipeline.inbox import make_inbox
 from pipeline.output import make_output, private_output
 from pipeline.replay import largest_limits, replay_span
-from pipeline.sequencer import OWN_WORDS, Rings, apply_configuration, make_record, serve
+from pipeline.sequencer import OWN_WORDS, Rings, apply_configuration, free_commands, make_record, serve
 from pipeline.state import allocate
 from shm import doorbell, gateway_rings, segments
 from shm.clock import make_scratch
@@ -69,6 +69,7 @@ def _kernels():
     return [
         (serve, (state, inbox, out, rings)),
         (apply_configuration, (state, inbox, out, rings)),
+        (free_commands, (rings,)),
         (replay_span, (state, inbox, private, records, slots, number, number, words, number)),
         (apply_one, (state, inbox, private, number)),
         (largest_limits, (records, slots, number, number, words)),

@@ -24,12 +24,14 @@ from pipeline.sequencer import (
     OWN_WORDS,
     REPLY_RING_OVERRUN,
     SPIN_NS,
+    STAMPED_NS,
     Rings,
     apply_configuration,
+    free_commands,
     make_record,
     serve,
 )
-from pipeline.state import ASSETS, DEFECT, EVENT_POSITION, MARKETS, OUTPUT_DIGEST, SEQUENCE
+from pipeline.state import ASSETS, DEFECT, EVENT_POSITION, MARKETS, OUTPUT_DIGEST, SEQUENCE, TIME_NS
 from shm import doorbell
 from shm.clock import make_scratch
 from shm.fatal_log import fatal
@@ -127,7 +129,7 @@ class Matcher:
         self.out = make_output(len(self.state.assets), len(self.state.markets), memory.events.slots[0],
                                memory.events.words)
         self.rings = self._make_rings(released, found.end_chain)
-        memory.commands.words[:, CommandWord.HEAD] = released
+        free_commands(self.rings)
         counters[CounterWord.SEQUENCE] = self.state.counters[SEQUENCE]
         counters[CounterWord.OUTPUT_DIGEST] = self.state.counters[OUTPUT_DIGEST]
         print(f"{self.process.name}: {self.state.counters[SEQUENCE]} records replayed in"
@@ -140,7 +142,7 @@ class Matcher:
         own[JOURNAL_END] = memory.journal.words[0, JournalWord.CURSOR]
         own[CHAIN] = np.uint64(chain).view(np.int64)
         own[SPIN_NS], own[BATCH_MAX] = settings.spin_us * 1000, settings.batch_max
-        own[GENERATION] = memory.generation
+        own[GENERATION], own[STAMPED_NS] = memory.generation, self.state.counters[TIME_NS]
         bells = np.full(ROLES, -1, np.int64)
         bells[Role.MATCHER], bells[Role.JOURNALER] = self._bell, self._journaler_bell
         bells[Role.GATEWAY:Role.GATEWAY + len(self._gateway_bells)] = self._gateway_bells

@@ -12,7 +12,7 @@ from pipeline.chain import chain_value_at
 from pipeline.core import apply
 from pipeline.lookahead import FIRST, SECOND, THIRD, fetch_cells, fetch_neighbours, fetch_orders, is_worthwhile
 from pipeline.replay import BODY_WORDS, COMMAND_WORDS, SLOT_WORDS, STAMP_WORDS
-from pipeline.state import DEFECT, EVENT_POSITION, OUTPUT_DIGEST, SEQUENCE, TIME_NS
+from pipeline.state import DEFECT, EVENT_POSITION, OUTPUT_DIGEST, SEQUENCE
 from shm.atomics import fence_seq_cst, load_acquire, store_release
 from shm.clock import CLOCK_MONOTONIC, CLOCK_REALTIME, now_ns, wait_for_bell
 from shm.doorbell import announce_sleep, announce_waking, ring_if_asleep
@@ -51,6 +51,7 @@ BATCH_MAX = 3                  # setting
 GENERATION = 4                 # of the shared memory
 BROKEN = 5                     # which invariant
 BROKEN_GATEWAY = 6
+STAMPED_NS = 7                 # the last stamp
 OWN_WORDS = 8
 
 # Broken invariants of the rings.
@@ -142,19 +143,20 @@ def write_entry(state, inbox, rings, changed, time_ns, gateway, position, reply_
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
-def stamp_time(state, rings):
+def stamp_time(rings):
     """The time of this batch, never below the last one: a clock that was set back is held."""
     now = now_ns(CLOCK_REALTIME, rings.scratch)
-    if now < state.counters[TIME_NS]:
+    if now < rings.own[STAMPED_NS]:
         rings.counters[MATCHER, CLOCK_STEPS_WORD] += 1
-        return state.counters[TIME_NS]
+        return rings.own[STAMPED_NS]
+    rings.own[STAMPED_NS] = now
     return now
 
 
 @njit(cache=True, _nrt=False)
 def apply_configuration(state, inbox, out, rings):
     """Apply and journal the command in `inbox`, which the configuration asks for; nobody waits for its reply."""
-    time_ns = stamp_time(state, rings)
+    time_ns = stamp_time(rings)
     changed = apply(state, inbox, out, time_ns)
     known_synced = load_acquire(rings.journal_words, 0, SYNCED)
     write_entry(state, inbox, rings, changed, time_ns, CONFIGURATION_GATEWAY, 0, 0, known_synced)
@@ -167,6 +169,18 @@ def publish(state, rings):
     """The journal ring's cursor, then the journaler's bell."""
     store_release(rings.journal_words, 0, JOURNAL_CURSOR, rings.own[JOURNAL_END])
     ring_if_asleep(rings.sleepers, JOURNALER, rings.bells[JOURNALER])
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def free_commands(rings):
+    """The command rings' heads, then the bells of gateways that wait for room."""
+    for gateway in range(rings.commands.shape[0]):
+        if rings.positions[gateway] != load_acquire(rings.command_words, gateway, COMMAND_HEAD):
+            store_release(rings.command_words, gateway, COMMAND_HEAD, rings.positions[gateway])
+            fence_seq_cst()
+            if load_acquire(rings.command_words, gateway, COMMAND_ROOM_WANTED) != 0:
+                role = FIRST_GATEWAY + gateway
+                ring_if_asleep(rings.sleepers, role, rings.bells[role])
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
@@ -202,7 +216,7 @@ def run_batch(state, inbox, out, rings):
                 full = True
                 break
             if handled == 0:
-                time_ns = stamp_time(state, rings)
+                time_ns = stamp_time(rings)
             if is_worthwhile(state):
                 look_ahead(state, rings, gateway, position, tail)
             mask = rings.commands.shape[1] - 1
@@ -231,13 +245,7 @@ def run_batch(state, inbox, out, rings):
             progress = True
     if handled > 0:
         publish(state, rings)
-        for gateway in range(gateways):
-            if rings.positions[gateway] != load_acquire(rings.command_words, gateway, COMMAND_HEAD):
-                store_release(rings.command_words, gateway, COMMAND_HEAD, rings.positions[gateway])
-                fence_seq_cst()
-                if load_acquire(rings.command_words, gateway, COMMAND_ROOM_WANTED) != 0:
-                    role = FIRST_GATEWAY + gateway
-                    ring_if_asleep(rings.sleepers, role, rings.bells[role])
+        free_commands(rings)
         page = rings.counters[MATCHER]
         page[RECORDS_WORD] += handled
         page[BATCHES_WORD] += 1
@@ -253,6 +261,12 @@ def has_commands(rings):
         if rings.positions[gateway] < load_acquire(rings.command_words, gateway, COMMAND_TAIL):
             return True
     return False
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def is_stalled(rings):
+    """Whether commands wait for room in the journal ring."""
+    return journal_room(rings) < RECORD_SLOTS_MAX and has_commands(rings)
 
 
 @njit(cache=True, _nrt=False, forceinline=True)
@@ -287,7 +301,7 @@ def serve(state, inbox, out, rings):
             return BROKE
         if handled > 0:
             idle_since = now
-        elif has_commands(rings):  # there was no room
+        elif is_stalled(rings):
             page[FULL_WORD] += 1
             if sleep(rings, True):
                 return SIGNALLED

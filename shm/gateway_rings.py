@@ -39,7 +39,7 @@ def publish_commands(commands, row, tail, sleepers, matcher_bell):
 @njit(cache=True, _nrt=False)
 def want_room(commands, row, wanted):
     """Ask the matcher to ring when it frees slots (1), or not to (0); returns the head as it is after that: whoever
-    asked and still sees no room will be rung."""
+    asked, sleeps and still sees no room will be rung. Who asks while awake looks once more after `announce_sleep`."""
     store_release(commands, row, ROOM_WANTED, wanted)
     fence_seq_cst()
     return load_acquire(commands, row, COMMAND_HEAD)

@@ -172,7 +172,7 @@ CONFIGURATION_GATEWAY = 255    # `gateway` of records that the matcher itself ma
 
 STAMP_FIELDS = [
     ("sequence", "<i8"),       # of the last record up to here; records count from 1 without gaps
-    ("time_ns", "<i8"),        # never below the one before
+    ("time_ns", "<i8"),        # never below an earlier record's, nor an earlier mark's of the same matcher
     ("position", "<i8"),       # in the gateway's command ring, after this command
     ("reply_end", "<i8"),      # in the gateway's reply ring, after this reply
     ("event_end", "<i8"),      # in the events ring, after this command's events

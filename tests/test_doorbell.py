@@ -258,6 +258,8 @@ def test_shared_words_are_stored_and_loaded_in_the_order_that_their_users_rely_o
 def test_the_matcher_publishes_looks_and_falls_asleep_in_order():
     *_, state, _, _, rings = kernels._samples()
     assert orders(sequencer.publish, (state, rings)) == ["store release", *RING]
+    assert orders(sequencer.free_commands, (rings,)) == [
+        "load acquire", "store release", "fence seq_cst", "load acquire", *RING]
     assert orders(sequencer.has_commands, (rings,)) == ["load acquire"]
     assert orders(sequencer.journal_room, (rings,)) == ["load acquire"]
     asleep = orders(sequencer.sleep, (rings, True))

@@ -104,7 +104,7 @@ class Pipeline:
         """The matcher lets the command slots go."""
         self.commands.words[0, CommandWord.HEAD] = self.position
         if self.commands.words[0, CommandWord.ROOM_WANTED]:
-            doorbell.ring(self.bell)
+            doorbell.ring_if_asleep(self.sleepers, int(Role.GATEWAY), self.bell)
 
     def release(self):
         """The journaler shows the replies, then says so."""
@@ -299,6 +299,33 @@ def test_room_that_comes_just_before_it_is_wanted_is_found_without_a_bell(rings,
     asyncio.run(run())
 
 
+def test_room_that_comes_while_the_gateway_is_awake_is_found_without_a_bell(rings, monkeypatch):
+    memory = rings()
+    pipeline = Pipeline(memory)
+
+    def freed_just_after(commands, row, wanted):
+        head = want_room(commands, row, wanted)
+        if wanted and memory.memory.sleepers.words[Role.GATEWAY, SleeperWord.ASLEEP] == 0:
+            pipeline.free()    # sees that room is wanted and that nobody sleeps: it does not ring
+        return head
+    monkeypatch.setattr(bridge_module, "want_room", freed_just_after)
+
+    async def run():
+        # given a call that waits for room, behind two that take 56 of 64 slots
+        bridge = attached(memory)
+        calls = [asyncio.ensure_future(bridge.call(deposit(1, number, b"x" * 5000))) for number in range(3)]
+        await published(memory)
+        assert memory.memory.commands.words[0, CommandWord.ROOM_WANTED] == 1
+        # when the two replies come before the matcher lets the slots go
+        pipeline.apply()
+        pipeline.release()
+        await asyncio.wait([calls[2], asyncio.ensure_future(published(memory, 2))], return_when="FIRST_COMPLETED")
+        # then the waiting call is written
+        assert not calls[2].done()
+        await answered(asyncio.gather(*calls), pipeline)
+    asyncio.run(run())
+
+
 def test_a_reply_that_comes_just_before_the_sleep_flag_is_found_without_a_bell(rings, monkeypatch):
     memory = rings()
     pipeline = Pipeline(memory)
@@ -395,11 +422,59 @@ def test_a_journal_that_takes_no_writes_lets_reads_go_on(rings):
     assert len(pipeline.taken) == 1
 
 
-@pytest.mark.parametrize("pid, is_gone", [(0, True), (2**22 + 1, True), (os.getpid(), False)])
-def test_a_matcher_without_process_and_heartbeat_is_gone_but_one_that_only_hangs_is_waited_for(rings, pid, is_gone):
+def test_writes_that_wait_for_room_when_the_journal_stops_taking_them_are_refused_and_reads_go_on(rings):
+    memory = rings()
+    pipeline = Pipeline(memory)
+
+    async def run():
+        # given a write and a read that wait for room, behind two writes that take 56 of 64 slots
+        bridge = attached(memory)
+        calls = [asyncio.ensure_future(bridge.call(deposit(1, number, b"x" * 5000))) for number in range(3)]
+        read = asyncio.ensure_future(bridge.call(book(1)))
+        await published(memory)
+        # when the journal refuses writes, and there is room
+        memory.memory.journal.words[0, JournalWord.REFUSING] = 28
+        assert pipeline.answer() == 2
+        # then those in the ring are executed, the waiting one is not, and the read is
+        with pytest.raises(ServiceUnavailable, match="No space left on device"):
+            await calls[2]
+        assert Reply(await answered(read, pipeline)).header.result == Result.OK
+        assert [Reply(message).header.result for message in await asyncio.gather(*calls[:2])] == [Result.OK] * 2
+    asyncio.run(run())
+    assert [int(command["kind"]) for command, _ in pipeline.taken] == [Kind.UPDATE_BALANCE] * 2 + [Kind.LIST_BOOK]
+
+
+def test_of_writes_that_pass_together_at_most_one_enters_after_the_journal_stopped_taking_them(rings, monkeypatch):
+    memory = rings()
+    pipeline = Pipeline(memory)
+    write = Bridge._write
+
+    def refused_meanwhile(bridge, call, tail):
+        memory.memory.journal.words[0, JournalWord.REFUSING] = 28
+        return write(bridge, call, tail)
+    monkeypatch.setattr(Bridge, "_write", refused_meanwhile)
+
+    async def run():
+        bridge = attached(memory)
+        calls = [asyncio.ensure_future(bridge.call(deposit(1, number))) for number in range(3)]
+        assert Reply(await answered(calls[0], pipeline)).header.result == Result.OK
+        refused = await asyncio.gather(*calls[1:], return_exceptions=True)
+        assert [type(outcome) for outcome in refused] == [ServiceUnavailable] * 2
+    asyncio.run(run())
+    assert len(pipeline.taken) == 1
+
+
+@pytest.mark.parametrize("pid, heartbeat_age_ns, is_gone", [
+    pytest.param(0, 3 * 10**9, True, id="none was ever started"),
+    pytest.param(2**22 + 1, 3 * 10**9, True, id="it ended"),
+    pytest.param(1, 3 * 10**9, False, id="it hangs"),
+    pytest.param(os.getpid(), time.monotonic_ns(), True, id="it ended and another process got its number"),
+])
+def test_a_matcher_without_process_and_heartbeat_is_gone_but_one_that_only_hangs_is_waited_for(
+        rings, pid, heartbeat_age_ns, is_gone):
     memory = rings()
     matcher = memory.memory.counters.words[Role.MATCHER]
-    matcher[CounterWord.PID], matcher[CounterWord.HEARTBEAT_NS] = pid, time.monotonic_ns() - 3 * 10**9
+    matcher[CounterWord.PID], matcher[CounterWord.HEARTBEAT_NS] = pid, time.monotonic_ns() - heartbeat_age_ns
 
     async def run():
         with pytest.raises(MatcherGone if is_gone else ServiceTimeout):
