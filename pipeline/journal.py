@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.chain import SLOT_BYTES
 from pipeline.segment_content import SegmentContent, as_records, runs_of, slot_after
-from pipeline.segment_file import HEADER_BYTES, JournalRefused, segments_of
+from pipeline.segment_file import HEADER_BYTES, JournalRefused, seal_of, segments_of
 
 
 class JournalDamaged(JournalRefused):
@@ -62,6 +62,7 @@ class Journal:
     end_sequence: int          # 0: empty
     end_chain: int
     highest_known_synced: int  # that any whole record carries
+    is_sealed: bool            # a segment notes that all of it is on disk
     remains: list
     spans: list                # of Span, in order of sequences
 
@@ -93,7 +94,9 @@ def spans(directory, instance, from_sequence=1, progress=lambda: None):
     if highest > end_sequence:
         path, offset = _place_of_missing(contents, in_order, runs + damage)
         raise JournalDamaged(path, offset, end_sequence + 1, highest)
-    journal = Journal(end_sequence, end_chain, highest, _remains(in_order, runs, damage, end_sequence), in_order)
+    is_sealed = any(seal_of(content.path) == (end_sequence, end_chain) for content in reversed(contents))
+    journal = Journal(end_sequence, end_chain, highest, is_sealed, _remains(in_order, runs, damage, end_sequence),
+                      in_order)
     return journal if from_sequence == 1 else replace(journal, spans=journal.spans_from(from_sequence))
 
 

@@ -2,7 +2,7 @@
 
 A span of the ring passes through the steps of its mode in their order; a kill between any two of them is harmless. A
 restarted journaler goes on at the ring's head in a new segment. With fresh rings it opens the journal first: it finds
-where the files end and writes once more what no record knows to be synced.
+where the files end and writes once more what neither a record nor a seal knows to be synced.
 """
 import math
 import os
@@ -43,7 +43,7 @@ RELEASE = {  # of a span that is written
     "interval": ("reply tails", "released positions"),
     "none": ("reply tails", "released positions", "followable word", "ring head"),
 }
-SYNC = ("sync", "synced word", "ring head")  # interval: now and then, of all that is written
+SYNC = ("sync", "synced word", "ring head")  # of all that is written; interval: now and then; none: of a full segment
 NEEDS_A_WRITE = ("sync", "synced word", "followable word")
 RETRY_SECONDS = 1.0            # from one try to make the next segment to the next
 
@@ -67,6 +67,7 @@ class Journaler:
         self.moved = np.zeros(memory.commands.shape.rows, MOVED)
         self.segment = None    # begins with the first record to write
         self.stalled = False   # the record at hand waits for the next segment
+        self._is_gapless = False  # all that is in no segment of this process and not in the ring is on disk
         self.steps = {
             "sync": self._sync, "synced word": self._publish_synced, "followable word": self._publish_followable,
             "reply tails": self._publish_replies, "released positions": self._publish_released,
@@ -128,24 +129,23 @@ class Journaler:
         found = self._read()
         for remains in found.remains:
             self._say(f"lost before it was synced, not part of the journal: {remains}")
-        self._write_again(found, found.highest_known_synced + 1)
-        self._publish_synced()
+        self._write_again(found, (found.end_sequence if found.is_sealed else found.highest_known_synced) + 1)
         set_journal_word(self.words, OPENED, 1)
         self._say(f"opened the journal, {found.end_sequence} records in {self._number} segments")
 
     def _resume(self):
         synced = journal_word(self.words, SYNCED)
-        if self.settings.sync != "none" and synced < journal_word(self.words, FOLLOWABLE):
+        self._is_gapless = synced >= journal_word(self.words, FOLLOWABLE)
+        if not self._is_gapless and self.settings.sync != "none":
             # it ran with `none`: what left the ring is in files that nobody synced
             self._write_again(self._read(), synced + 1)
-            self._publish_synced()
         self.span["end"], self.span["sequence"] = journal_word(self.words, HEAD), -1
 
     def _read(self):
         return journal.spans(self._directory, self._instance, progress=self.process.beat)
 
     def _write_again(self, found, sequence):
-        """Write the records from `sequence` on to segments of this process, and sync them."""
+        """Write the records from `sequence` on to segments of this process: then the whole journal is on disk."""
         for span in found.spans_from(sequence):
             slots, slot = span.slots, span.start_slot
             while slot < span.end_slot:
@@ -159,6 +159,10 @@ class Journaler:
         if self.segment is not None:
             self._sync()
         self.span["sequence"], self.span["chain"] = found.end_sequence, found.end_chain
+        self._is_gapless = True
+        self._publish_synced()
+        if self.segment is not None:
+            self._seal()
 
     def _await_segment(self):
         while not self._begin_segment():
@@ -235,7 +239,8 @@ class Journaler:
         self.segment.sync()
 
     def _publish_synced(self):
-        release.publish_synced(self.words, self.span["sequence"])
+        if self._is_gapless:
+            release.publish_synced(self.words, self.span["sequence"])
 
     def _publish_replies(self):
         release.publish_replies(self.memory.replies.words, self.memory.events.words, self.span, self.moved)
@@ -256,7 +261,7 @@ class Journaler:
         counters[CounterWord.LARGEST_BATCH] = max(entries, counters[CounterWord.LARGEST_BATCH])
         counters[CounterWord.SEQUENCE] = journal_word(self.words, SYNCED)
 
-    # --- interval
+    # --- syncs of more than a span
 
     def _unsynced(self):
         return self.segment is not None and self.segment.unsynced
@@ -291,10 +296,14 @@ class Journaler:
 
     def _finish_segment(self):
         if self.segment is not None:
-            if self.settings.sync == "interval":
-                self._sync_written()
+            self._sync_written()
+            self._seal()
             self.segment.finish()
             self.segment = None
+
+    def _seal(self):
+        if self.span["sequence"] == journal_word(self.words, SYNCED):
+            self.segment.seal(self.span["sequence"], self.span["chain"])
 
     def _look_after_room(self):
         """Keep the next segment in the making. While the disk has no room for it, refuse writes before the rings'

@@ -29,6 +29,11 @@ HEADER = np.dtype([
     ("made_ns", "<i8"),        # since the epoch
     ("checksum", "<u8"),       # CRC-32 of all before it
 ])
+SEAL_OFFSET = 512              # a sector of its own in the header page: written later than the header
+SEAL = np.dtype([              # the journal was on disk up to here; the last one that the segment's process noted
+    ("sequence", "<i8"), ("chain", "<u8"),
+    ("checksum", "<u8"),       # CRC-32 of all before it
+])
 PREPARED, MAKING = "next.prepared", "next.making"
 _NAME = re.compile(r"(\d{8,})\.journal")
 _NOT_SEGMENTS = {PREPARED, MAKING, "lost+found"}
@@ -86,8 +91,18 @@ def _refusal(path, instance, number):
     return None
 
 
-def _checksum(header):
-    return zlib.crc32(header[:HEADER.fields["checksum"][1]])
+def _checksum(content, dtype=HEADER):
+    return zlib.crc32(content[:dtype.fields["checksum"][1]])
+
+
+def seal_of(path):
+    """(sequence, chain) of a segment's seal; (0, 0) where it has none that is whole."""
+    with open(path, "rb") as file:
+        content = os.pread(file.fileno(), SEAL.itemsize, SEAL_OFFSET)
+    if len(content) < SEAL.itemsize:
+        return 0, 0
+    sequence, chain, checksum = np.frombuffer(content, SEAL)[0].item()
+    return (sequence, chain) if checksum == _checksum(content, SEAL) else (0, 0)
 
 
 def _header(instance, number):
@@ -159,6 +174,15 @@ class SegmentFile:
             raise
         self.unsynced, self.ever_synced = False, True
 
+    def seal(self, sequence, chain):
+        """Note that the whole journal up to this record is on disk: a start with fresh rings that finds it ending there
+        has nothing to write again. Where the note is lost it writes once more, so it is not synced. Raises OSError."""
+        assert not self._failed and not self.unsynced, self.segment
+        seal = np.zeros(1, SEAL)
+        seal["sequence"], seal["chain"] = sequence, chain
+        seal["checksum"] = _checksum(seal.tobytes(), SEAL)
+        write_all(self._descriptor, seal.tobytes(), SEAL_OFFSET)
+
     def finish(self):
         """Sync what is not, and give back the room that was not used. The file is not written again.
 
@@ -169,7 +193,6 @@ class SegmentFile:
         _libc.fallocate(self._descriptor, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE,
                         ctypes.c_int64(self._end), ctypes.c_int64(self._size - self._end))
         os.close(self._descriptor)
-
 
     def remove(self):
         """Take the file out of the journal, where nothing depends on it."""

@@ -11,7 +11,7 @@ from pipeline import journal, segment_file
 from pipeline.chain import SLOT_BYTES
 from pipeline.journaling import Journaler
 from pipeline.release import CURSOR, journal_word
-from pipeline.segment_file import HEADER_BYTES
+from pipeline.segment_file import HEADER_BYTES, SEAL, SEAL_OFFSET
 from shm import segments
 from shm.records import CONFIGURATION_GATEWAY
 from shm.segments import CommandWord, CounterWord, EventWord, JournalWord, ReplyWord, RingSizes, Role
@@ -149,6 +149,8 @@ class Disk:
                 continue
             old, new = self.synced[path.stat().st_ino], path.read_bytes()
             content = bytearray(old)
+            if rng.random() < 0.5:
+                content[SEAL_OFFSET:SEAL_OFFSET + SEAL.itemsize] = new[SEAL_OFFSET:SEAL_OFFSET + SEAL.itemsize]
             for offset in range(HEADER_BYTES, len(old), SLOT_BYTES):
                 if rng.random() < 0.6:
                     content[offset:offset + SLOT_BYTES] = new[offset:offset + SLOT_BYTES]

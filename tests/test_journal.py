@@ -14,7 +14,7 @@ from pipeline import journal, segment_content, segment_file
 from pipeline.chain import CHAIN_WORD, SLOT_BYTES, SLOT_WORDS, chain_value
 from pipeline.journal import JournalDamaged, Remains
 from pipeline.segment_content import SegmentContent, runs_of
-from pipeline.segment_file import HEADER_BYTES, JournalRefused, NextSegment
+from pipeline.segment_file import HEADER_BYTES, SEAL_OFFSET, JournalRefused, NextSegment
 from shm.records import DETAIL_BYTES_MAX, JOURNAL, RecordKind
 from tests.fake_matcher import SEGMENT_BYTES, History, write_segment
 
@@ -629,6 +629,28 @@ def test_a_file_whose_write_or_sync_failed_is_never_written_or_synced_again(dire
         segment.append(history.record())
     with pytest.raises(AssertionError):
         segment.finish()
+
+
+def test_a_seal_names_the_journals_end_or_is_none(directory):
+    history = History()
+    segment = prepared(directory).take()
+    segment.append(history.record())
+    with pytest.raises(AssertionError):
+        segment.seal(1, history.chain)
+    segment.sync()
+    assert not journal.spans(directory, INSTANCE).is_sealed
+    segment.seal(1, history.chain)
+    assert journal.spans(directory, INSTANCE).is_sealed
+    # when a record follows, or the seal is torn, then it says nothing
+    segment.append(history.record())
+    assert not journal.spans(directory, INSTANCE).is_sealed
+    segment.sync()
+    segment.seal(2, history.chain)
+    assert journal.spans(directory, INSTANCE).is_sealed
+    overwrite(segment.segment.path, SEAL_OFFSET + 3, b"x")
+    assert segment_file.seal_of(segment.segment.path) == (0, 0)
+    assert sequences(directory) == [1, 2]
+    segment.finish()
 
 
 def test_a_finished_segment_gives_its_room_back_and_stays_readable_for_who_has_it_mapped(directory):

@@ -16,7 +16,7 @@ from pipeline.chain import SLOT_BYTES
 from pipeline.journal import JournalDamaged
 from pipeline.journaling import Defect, Journaler
 from pipeline.release import set_journal_word
-from pipeline.segment_file import HEADER_BYTES, JournalRefused
+from pipeline.segment_file import HEADER_BYTES, JournalRefused, SegmentFile
 from shm import doorbell, segments
 from shm.records import CONFIGURATION_GATEWAY, JOURNAL
 from shm.segments import CommandWord, EventWord, JournalWord, ReplyWord, Role
@@ -338,6 +338,65 @@ def _records_in(content):
     return [record for record in slots if record["sequence"]]
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_reboots_write_the_unsynced_tail_again_and_once_only(world, mode, end):
+    # given a journal of three full segments and some more
+    world.open(mode)
+    while len(segments_in(world)) < 4:
+        world.matcher.write(0)
+        world.drain()
+    world.matcher.write(0)
+    world.drain()
+    if end == "stop":
+        world.journaler.finish()
+    # when the rings are lost again and again without a write in between
+    for _ in range(3):
+        world.renew_memory()
+        world.start(mode)
+        # then a killed journaler's tail is written again the first time, and what was synced to its end never
+        assert len(segments_in(world)) == (4 if end == "stop" else 5)
+        assert world.word(JournalWord.SYNCED) == world.matcher.sequence
+
+
+def segments_in(world):
+    return list(world.directory.glob("*.journal"))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_segment_is_sealed_when_all_up_to_there_is_on_disk_and_not_before(world, mode, monkeypatch):
+    disk, sealed = Disk(world, monkeypatch), []
+    seal = SegmentFile.seal
+
+    def watched(segment, sequence, chain):
+        assert sequence <= disk.sequence()
+        sealed.append(sequence)
+        seal(segment, sequence, chain)
+    monkeypatch.setattr(SegmentFile, "seal", watched)
+    history = History()
+    write_segment(world.directory, world.instance, 1, history.records(3), SEGMENT_BYTES)
+    world.open(mode)
+    world.matcher.write(0)
+    world.journaler.finish()
+    assert sealed == [3, 4]
+
+
+def test_a_seal_of_another_history_is_not_believed(world):
+    # given a journal whose sealed tail was lost, and another one of the same length written instead
+    world.open()
+    world.matcher.write(0)
+    world.journaler.finish()
+    (path,) = segments_in(world)
+    content = bytearray(path.read_bytes())
+    content[HEADER_BYTES:HEADER_BYTES + SLOT_BYTES] = bytes(SLOT_BYTES)
+    path.write_bytes(content)
+    write_segment(world.directory, world.instance, 2, History().records(1, price=5), SEGMENT_BYTES)
+    # when it is opened, then the other one is synced
+    world.renew_memory()
+    world.start()
+    assert len(segments_in(world)) == 3 and world.word(JournalWord.SYNCED) == 1
+
+
 def test_an_unsynced_tail_of_several_segments_is_written_again(world):
     history = History()
     for number in (1, 2, 3):
@@ -465,14 +524,13 @@ def test_a_segment_is_synced_before_the_next_one_begins_in_every_mode(world, mod
     # when a record comes that has no room in it
     world.matcher.write(0, bytes(8192))
     world.drain()
-    # then all before it was on disk when the next one was begun; with interval that is published, with none it is not
+    # then all before it was on disk when the next one was begun, and that is published
     (durable, words), = seen
-    assert durable == last
-    assert words["synced"] == (0 if mode == "none" else last)
+    assert durable == words["synced"] == last
     assert world.sequences() == list(range(1, last + 2))
 
 
-def test_with_none_followers_follow_what_is_released_and_nothing_is_called_synced(world):
+def test_with_none_followers_follow_what_is_released_and_it_is_called_synced_when_its_segment_ends(world):
     journaler = world.open("none")
     seen = {}
     trace(journaler, lambda name: seen.update({name: world.words()}))
@@ -481,6 +539,25 @@ def test_with_none_followers_follow_what_is_released_and_nothing_is_called_synce
     assert seen["released positions"]["followable"] == 0
     assert seen["followable word"]["followable"] == 1 and seen["followable word"]["head"] == 0
     assert (world.word(JournalWord.HEAD), world.word(JournalWord.SYNCED)) == (1, 0)
+    journaler.finish()
+    assert (world.word(JournalWord.HEAD), world.word(JournalWord.SYNCED)) == (1, 1)
+
+
+def test_with_none_nothing_more_is_called_synced_after_a_kill_left_a_segment_that_nobody_syncs(world, monkeypatch):
+    # given records that left the ring without a sync
+    disk = Disk(world, monkeypatch)
+    world.open("none")
+    world.matcher.write(0)
+    world.drain()
+    # when the next journaler syncs its own segment, behind them
+    world.start("none")
+    world.matcher.write(0)
+    world.journaler.finish()
+    assert (world.word(JournalWord.SYNCED), disk.sequence()) == (0, 0)
+    # when the rings are lost, then all is written again
+    world.renew_memory()
+    world.start("none")
+    assert (world.word(JournalWord.SYNCED), disk.sequence()) == (2, 2)
 
 
 @pytest.mark.parametrize("mode", ["always", "interval"])
