@@ -33,9 +33,10 @@ from pipeline.release import (
 from pipeline.segment_content import as_records, slot_within
 from pipeline.segment_file import NextSegment, make_directory, segments_of
 from shm import doorbell
+from shm.configuration import reserve_slots
 from shm.fatal_log import fatal
 from shm.process import HEARTBEAT_SECONDS, instance_of
-from shm.records import COMMAND_SLOTS_MAX, JOURNAL, STAMP_FIELDS
+from shm.records import JOURNAL, STAMP_FIELDS
 from shm.segments import CounterWord, slot_view
 
 RELEASE = {  # of a span that is written
@@ -76,9 +77,7 @@ class Journaler:
         self._ring, self._ring_words = slot_view(memory.journal, JOURNAL)[0], memory.journal.slots[0]
         self._staging_words = np.zeros(self._ring_words.size, np.uint64)
         self._staging = self._staging_words.view(JOURNAL)
-        # What may still come when writes are refused: all that the rings hold, and a command of each gateway that
-        # looked just before. No record takes more slots than its command.
-        self._reserve_slots = len(self._ring) + len(self.moved) * (memory.commands.shape.capacity + COMMAND_SLOTS_MAX)
+        self._reserve_slots = reserve_slots(len(self.moved), memory.commands.shape.capacity, len(self._ring))
         self._sync_at = self._retry_at = 0.0
         self._short_of_room = journal_word(self.words, REFUSING) != 0  # an earlier journaler said so
         bells = process.data / "run"

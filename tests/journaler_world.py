@@ -18,7 +18,7 @@ from shm.segments import CommandWord, CounterWord, EventWord, JournalWord, Reply
 from tests.fake_matcher import FakeMatcher
 
 RINGS = RingSizes(gateways=2, command_slots=64, reply_slots=128, journal_slots=128, event_slots=64)
-SEGMENT_BYTES = HEADER_BYTES + 400 * SLOT_BYTES
+SEGMENT_BYTES = HEADER_BYTES + 1000 * SLOT_BYTES
 MODES = ("always", "interval", "none")
 
 

@@ -33,7 +33,7 @@ from tests.journaler_world import (
     trace,
 )
 
-RESERVE_SLOTS = 128 + 2 * (64 + 44)
+RESERVE_SLOTS = 2 * 128 + 2 * (64 + 44)
 ORDER = {  # of the model: what becomes of a span once it is written
     "always": ["sync", "synced word", "reply tails", "released positions", "ring head"],
     "interval": ["reply tails", "released positions"],
@@ -112,7 +112,8 @@ def test_a_record_of_the_configuration_moves_no_gateways_words(world):
 @pytest.mark.parametrize("mode", MODES)
 def test_no_word_ever_shows_what_its_mode_does_not_promise(world, mode, monkeypatch):
     disk, rng = Disk(world, monkeypatch), random.Random(mode)
-    journaler = world.open(mode, interval_ms=0 if mode == "interval" else 100)
+    journaler = world.open(mode, interval_ms=0 if mode == "interval" else 100,
+                           segment_bytes=HEADER_BYTES + 400 * SLOT_BYTES)
     trace(journaler, lambda _: check_words(world, disk, mode))
     for _ in range(40):
         some_load(world.matcher, rng, 12)
@@ -401,12 +402,12 @@ def test_an_unsynced_tail_of_several_segments_is_written_again(world):
     history = History()
     for number in (1, 2, 3):
         write_segment(world.directory, world.instance, number,
-                      [history.record(bytes(300)) for _ in range(130)], SEGMENT_BYTES)
+                      [history.record(bytes(300)) for _ in range(300)], SEGMENT_BYTES)
     world.start()
     found = journal.spans(world.directory, world.instance)
-    assert (found.end_sequence, found.end_chain) == (390, int(history.chain))
+    assert (found.end_sequence, found.end_chain) == (900, int(history.chain))
     assert {span.path.name for span in found.spans} == {f"{number:08}.journal" for number in (4, 5, 6)}
-    assert world.word(JournalWord.SYNCED) == 390
+    assert world.word(JournalWord.SYNCED) == 900
 
 
 def test_a_ring_that_was_never_opened_counts_as_none(world, monkeypatch):
@@ -759,6 +760,47 @@ def test_a_full_disk_refuses_new_writes_in_time_and_what_has_entered_still_fits(
     # and the alert center is told once
     lines = [json.loads(line) for line in (world.data / "log" / "fatal.log").read_text().splitlines()]
     assert len(lines) == 1 and "No space left on device" in lines[0]["text"] and "make room" in lines[0]["text"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_span_as_long_as_the_ring_uses_no_room_that_is_kept_for_what_has_entered(world, mode, monkeypatch):
+    # given a full disk, and just enough room to take no notice of that
+    journaler = world.open(mode)
+    world.matcher.write(0)
+    world.drain()
+    no_room_for_files(world, monkeypatch)
+    while journaler.segment.room_slots > RESERVE_SLOTS:
+        world.matcher.write(0)
+        world.drain()
+    assert world.word(JournalWord.REFUSING) == 0
+    # when a full ring is written at once, then writes are refused
+    fill_ring(world)
+    journaler.do_work()
+    assert world.word(JournalWord.REFUSING) == errno.ENOSPC
+    # and what has entered by then has room: the ring, full again, full command rings, a last command of each gateway
+    fill_ring(world)
+    journaler.do_work()
+    for _ in range(2 * (64 + 44)):
+        world.matcher.write(0)
+        world.drain()
+    assert not journaler.stalled
+    assert world.word(ReplyWord.TAIL, 0) == world.matcher.reply_ends[0]
+
+
+def no_room_for_files(world, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    world.journaler.next_segment.wait()
+    (world.directory / "next.prepared").unlink()
+    world.journaler.next_segment.ready = False
+    monkeypatch.setattr(segment_file.os, "posix_fallocate", full)
+    monkeypatch.setattr(journaling, "RETRY_SECONDS", 0.0)
+
+
+def fill_ring(world):
+    while world.matcher.room:
+        world.matcher.write(0, publish=False)
+    world.matcher.publish()
 
 
 def test_a_restart_on_a_full_disk_keeps_refusing_without_a_second_alert(world, monkeypatch):

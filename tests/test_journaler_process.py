@@ -14,7 +14,7 @@ import pytest
 from pipeline import journal
 from pipeline.chain import SLOT_BYTES
 from pipeline.segment_file import HEADER_BYTES
-from shm import doorbell, segments
+from shm import configuration, doorbell, segments
 from shm.segments import CommandWord, CounterWord, EventWord, JournalWord, ReplyWord, RingSizes, Role
 from tests.fake_matcher import FakeMatcher, History, write_segment
 from tests.journaler_world import MODES, SEGMENT_BYTES, World, some_load
@@ -55,7 +55,8 @@ class Running:
 
     def __init__(self, world, sync="always", **options):
         self.world, self.config = world, world.data / "exchange.toml"
-        self.config.write_text(SETTINGS.format(sync=sync, segment_bytes=135168, kernels=KERNELS))
+        self.config.write_text(SETTINGS.format(
+            sync=sync, segment_bytes=configuration.segment_bytes_needed(world.sizes), kernels=KERNELS))
         with open(world.data / "journaler.log", "ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "pipeline.journaler", "--config", str(self.config),
