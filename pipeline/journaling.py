@@ -50,14 +50,14 @@ RETRY_SECONDS = 1.0            # from one try to make the next segment to the ne
 
 
 class Defect(Exception):
-    """The journal ring holds what no matcher writes."""
+    """A broken invariant: the journal ring holds what no matcher writes, or the next segment is made wrongly."""
 
 
 class Journaler:
     """`process` gives `memory`, `data`, `name`, `role`, `counters`, `stopping` and `beat`; `settings` is [journal].
 
     Methods raise OSError where a write or a sync fails: then nothing more may be done, so nothing is published that
-    is not on disk. `do_work` raises Defect.
+    is not on disk. They raise Defect for a broken invariant.
     """
 
     def __init__(self, process, settings):
@@ -308,6 +308,8 @@ class Journaler:
         """Keep the next segment in the making. While the disk has no room for it, refuse writes before the rings'
         content has none."""
         upcoming = self.next_segment
+        if upcoming.defect is not None:
+            raise Defect(f"the next journal segment cannot be made: {upcoming.defect!r}") from upcoming.defect
         if upcoming.ready:
             if self._short_of_room:
                 self._short_of_room = False

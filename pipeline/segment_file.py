@@ -200,10 +200,11 @@ class SegmentFile:
 
 
 class NextSegment:
-    """The segment to come, made by a thread; it calls `wake` when it is `ready` or there is a `problem` (OSError)."""
+    """The segment to come, made by a thread; it calls `wake` when it is `ready`, or the disk has a `problem` (OSError),
+    or the thread ended of a `defect`: nobody else hears of that one."""
 
     def __init__(self, directory, instance, segment_bytes, wake):
-        self.ready, self.working, self.problem = False, False, None
+        self.ready, self.working, self.problem, self.defect = False, False, None, None
         self._directory, self._instance, self._segment_bytes, self._wake = directory, instance, segment_bytes, wake
         self._number = self._thread = None
 
@@ -237,6 +238,8 @@ class NextSegment:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
             self.problem = problem
+        except Exception as defect:
+            self.defect = defect
         self.working = False
         self._wake()
 

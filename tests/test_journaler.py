@@ -16,7 +16,7 @@ from pipeline.chain import SLOT_BYTES
 from pipeline.journal import JournalDamaged
 from pipeline.journaling import Defect, Journaler
 from pipeline.release import set_journal_word
-from pipeline.segment_file import HEADER_BYTES, JournalRefused, SegmentFile
+from pipeline.segment_file import HEADER_BYTES, JournalRefused, NextSegment, SegmentFile
 from shm import doorbell, segments
 from shm.records import CONFIGURATION_GATEWAY, JOURNAL
 from shm.segments import CommandWord, EventWord, JournalWord, ReplyWord, Role
@@ -829,6 +829,16 @@ def test_a_restart_on_a_full_disk_keeps_refusing_without_a_second_alert(world, m
     world.drain()
     journaler.do_work()
     assert world.word(ReplyWord.TAIL, 0) == 6 and world.word(JournalWord.REFUSING) == 0
+
+
+def test_a_defect_in_the_making_of_the_next_segment_ends_the_journaler(world, monkeypatch):
+    def broken(*_):
+        raise ValueError("no such number")
+    monkeypatch.setattr(NextSegment, "_fill", broken)
+    journaler = world.start()
+    assert is_rung(doorbell.open_bell(world.data / "run", "journaler"))
+    with pytest.raises(Defect, match="no such number"):
+        journaler.do_work()
 
 
 # --- what does not belong there
