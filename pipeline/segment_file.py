@@ -255,14 +255,21 @@ class NextSegment:
             os.close(descriptor)
 
     def take(self):
-        """The prepared segment under its own name, which is on disk by then. Raises OSError."""
+        """The prepared segment under its own name, which is on disk by then. Raises OSError, and leaves no segment."""
         assert self.ready
         segment = Segment(self._number, self._directory / f"{self._number:08}.journal")
         assert not segment.path.exists(), segment
-        os.rename(self._directory / PREPARED, segment.path)
-        sync_directory(self._directory)
+        descriptor = os.open(self._directory / PREPARED, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.rename(self._directory / PREPARED, segment.path)
+            sync_directory(self._directory)
+        except OSError:
+            os.close(descriptor)
+            with suppress(OSError):
+                segment.path.unlink(missing_ok=True)
+            raise
         self.ready = False
-        return SegmentFile(os.open(segment.path, os.O_RDWR | os.O_CLOEXEC), segment, self._segment_bytes)
+        return SegmentFile(descriptor, segment, self._segment_bytes)
 
     def wait(self):
         """Until the thread has ended."""

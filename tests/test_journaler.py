@@ -678,6 +678,26 @@ def test_a_broken_disk_is_not_filled_with_segments_that_hold_nothing(world, mode
     assert world.word(JournalWord.HEAD) == 5
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_directory_that_cannot_be_synced_is_not_filled_with_segments(world, mode, monkeypatch):
+    world.open(mode)
+    world.matcher.write(0)
+
+    def broken(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    monkeypatch.setattr(segment_file, "sync_directory", broken)
+    for _ in range(3):
+        journaler = world.start(mode)
+        with pytest.raises(OSError, match="Input/output error"):
+            journaler.do_work()
+        journaler.abandon()
+        assert segments_in(world) == [] and world.word(ReplyWord.TAIL) == 0
+    monkeypatch.undo()
+    world.start(mode)
+    world.drain()
+    assert world.sequences() == [1] and len(segments_in(world)) == 1
+
+
 def test_a_failed_write_publishes_nothing(world):
     journaler = world.open()
     world.matcher.write(0)
