@@ -30,7 +30,7 @@ from pipeline.release import (
     journal_word,
     set_journal_word,
 )
-from pipeline.segment_content import as_records, slot_within
+from pipeline.segment_content import SLOTS_AT_ONCE, as_records, slot_within
 from pipeline.segment_file import NextSegment, make_directory, segments_of
 from shm import doorbell
 from shm.configuration import reserve_slots
@@ -118,6 +118,7 @@ class Journaler:
             self._resume()
         else:
             self._open()
+        self.process.counters[CounterWord.RECORDS] = 0
         self.process.counters[CounterWord.SEQUENCE] = journal_word(self.words, SYNCED)
         self._look_after_room()
         for bell in (self._matcher_bell, self._publisher_bell, *self._gateway_bells.tolist()):
@@ -141,22 +142,27 @@ class Journaler:
         self.span["end"], self.span["sequence"] = journal_word(self.words, HEAD), -1
 
     def _read(self):
-        return journal.spans(self._directory, self._instance, progress=self.process.beat)
+        return journal.spans(self._directory, self._instance, progress=self._show_progress)
+
+    def _show_progress(self):
+        """Of the start, part by part of the journal: the launcher waits for a process whose counters move."""
+        self.process.beat()
+        self.process.counters[CounterWord.RECORDS] += 1
 
     def _write_again(self, found, sequence):
         """Write the records from `sequence` on to segments of this process: then the whole journal is on disk."""
         for span in found.spans_from(sequence):
             slots, slot = span.slots, span.start_slot
             while slot < span.end_slot:
-                behind = slot_within(as_records(slots), slot, span.end_slot, self._room_slots())
+                behind = slot_within(
+                    as_records(slots), slot, span.end_slot, min(self._room_slots(), SLOTS_AT_ONCE))
                 if behind > slot:
                     self.segment.append(slots[slot:behind].reshape(-1))
+                    self._sync()
                     slot = behind
-                    self.process.beat()
+                    self._show_progress()
                 else:
                     self._await_segment()
-        if self.segment is not None:
-            self._sync()
         self.span["sequence"], self.span["chain"] = found.end_sequence, found.end_chain
         self._is_gapless = True
         self._publish_synced()

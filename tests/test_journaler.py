@@ -11,7 +11,7 @@ import uuid
 import numpy as np
 import pytest
 
-from pipeline import journal, journaling, segment_file
+from pipeline import journal, journaling, segment_content, segment_file
 from pipeline.chain import SLOT_BYTES
 from pipeline.journal import JournalDamaged
 from pipeline.journaling import Defect, Journaler
@@ -19,19 +19,21 @@ from pipeline.release import set_journal_word
 from pipeline.segment_file import HEADER_BYTES, JournalRefused, NextSegment, SegmentFile
 from shm import doorbell, segments
 from shm.records import CONFIGURATION_GATEWAY, JOURNAL
-from shm.segments import CommandWord, EventWord, JournalWord, ReplyWord, Role
+from shm.segments import CommandWord, CounterWord, EventWord, JournalWord, ReplyWord, Role
 from tests.fake_matcher import History, write_segment
 from tests.journaler_world import (
     MODES,
     SEGMENT_BYTES,
     Disk,
     Killed,
+    StandIn,
     World,
     broken_sync,
     check_words,
     some_load,
     trace,
 )
+from tools.launcher import Page
 
 RESERVE_SLOTS = 2 * 128 + 2 * (64 + 44)
 ORDER = {  # of the model: what becomes of a span once it is written
@@ -396,6 +398,25 @@ def test_a_seal_of_another_history_is_not_believed(world):
     world.renew_memory()
     world.start()
     assert len(segments_in(world)) == 3 and world.word(JournalWord.SYNCED) == 1
+
+
+def test_a_start_on_a_long_journal_shows_watcher_and_launcher_that_it_goes_on(world, monkeypatch):
+    # given 900 records of which the last 450 are written again, in a file of 1,000 slots
+    history = History()
+    write_segment(world.directory, world.instance, 1,
+                  [*history.records(450), *history.records(450, known_synced=450)], SEGMENT_BYTES)
+    for module in (segment_content, journaling):
+        monkeypatch.setattr(module, "SLOTS_AT_ONCE", 50)
+    pages, beat = set(), StandIn.beat
+
+    def watched(process):
+        beat(process)
+        pages.add(Page.of(process.counters.tolist()))
+    monkeypatch.setattr(StandIn, "beat", watched)
+    # when the journaler opens it, then it beats, and its page changes, with every 50 slots
+    world.start()
+    assert len(pages) >= (1000 + 450 + 450) // 50
+    assert world.journaler.process.counters[CounterWord.RECORDS] == 0
 
 
 def test_an_unsynced_tail_of_several_segments_is_written_again(world):

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline import replay, segment_content
 from pipeline.matcher_agent import Broken, Matcher
 from pipeline.sequencer import serve
 from pipeline.state import SEQUENCE
@@ -12,6 +13,7 @@ from shm.doorbell import ring
 from shm.records import ALL_ASSETS, COMMAND, Kind, Result
 from shm.segments import CommandWord, CounterWord, JournalWord, ReplyWord, Role
 from tests.journaler_world import RINGS, World
+from tools.launcher import Page
 
 SETTINGS = configuration.load(Path(__file__).parents[1] / "exchange.toml")
 
@@ -147,6 +149,29 @@ def test_a_refusal_and_a_read_pass_as_marks_and_take_no_sequence(exchange):
     assert exchange.sequence == before + 1
     assert exchange.word(CommandWord.RELEASED) == 3
     assert exchange.matcher.out.header[0]["result"] == Result.OK
+
+
+def test_a_start_on_a_long_journal_shows_watcher_and_launcher_that_it_goes_on(exchange, monkeypatch):
+    # given some records in a file of 1,000 slots
+    exchange.start()
+    for business_id in range(50):
+        exchange.deposit(business_id)
+    exchange.serve()
+    exchange.journal()
+    records = exchange.sequence
+    for module in (segment_content, replay):
+        monkeypatch.setattr(module, "SLOTS_AT_ONCE", 5)
+    pages, beat = set(), Member.beat
+
+    def watched(process):
+        beat(process)
+        pages.add(Page.of(process.counters.tolist()))
+    monkeypatch.setattr(Member, "beat", watched)
+    # when a matcher starts, then it beats, and its page changes, with every 5 slots
+    exchange.start()
+    assert exchange.sequence == records > 50
+    assert len(pages) >= (1000 + 50 + 50) // 5  # read, searched for limits, applied
+    assert exchange.matcher.process.counters[CounterWord.RECORDS] == 0
 
 
 def test_nothing_is_visible_before_the_journaler_has_written_it(exchange):
