@@ -6,17 +6,21 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 
 def fatal(data, process, text):
-    """Append one line: time (s since the epoch), process, pid, text. Also said on stderr."""
+    """Append one line: time (s since the epoch), process, pid, text. Also said on stderr. Raises no OSError: what a
+    process does about its trouble comes before the words."""
     line = json.dumps({"time": time.time(), "process": process, "pid": os.getpid(), "text": text}, ensure_ascii=False)
-    path = Path(data) / "log" / "fatal.log"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(descriptor, line.encode() + b"\n")
-    finally:
-        os.close(descriptor)
-    print(f"{process}: fatal: {text}", file=sys.stderr, flush=True)
+    with suppress(OSError):
+        path = Path(data) / "log" / "fatal.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, line.encode() + b"\n")
+        finally:
+            os.close(descriptor)
+    with suppress(OSError):
+        print(f"{process}: fatal: {text}", file=sys.stderr, flush=True)
