@@ -10,6 +10,7 @@ import select
 import signal
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 
@@ -56,8 +57,7 @@ class Defect(Exception):
 class Journaler:
     """`process` gives `memory`, `data`, `name`, `role`, `counters`, `stopping` and `beat`; `settings` is [journal].
 
-    Methods raise OSError where a write or a sync fails: then nothing more may be done, so nothing is published that
-    is not on disk. They raise Defect for a broken invariant.
+    Methods raise JournalUnwritable where a write or a sync fails, and Defect for a broken invariant.
     """
 
     def __init__(self, process, settings):
@@ -108,7 +108,8 @@ class Journaler:
         doorbell.ring(self._bell)
 
     def _say(self, text):
-        print(f"{self.process.name}: {text}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # the service is worth more than a line that finds no reader or no room
+            print(f"{self.process.name}: {text}", file=sys.stderr, flush=True)
 
     # --- start and end
 
@@ -322,13 +323,12 @@ class Journaler:
                 self._refuse(0)
                 self._say("the next journal segment has room again")
             return
-        if upcoming.working:
+        problem = upcoming.problem  # of the last try: the next one may be under way
+        if problem is not None:
+            self._refuse(problem.errno if self._room_slots() < self._reserve_slots else 0)
+            self._tell(problem)
+        if upcoming.working or (problem is not None and time.monotonic() < self._retry_at):
             return
-        if upcoming.problem is not None:
-            self._tell(upcoming.problem)
-            self._refuse(upcoming.problem.errno if self._room_slots() < self._reserve_slots else 0)
-            if time.monotonic() < self._retry_at:
-                return
         self._retry_at = time.monotonic() + RETRY_SECONDS
         upcoming.prepare(self._number + 1)
 

@@ -46,6 +46,15 @@ class JournalRefused(Exception):
     """The journal directory cannot be used; the text names the file, why, and what to do."""
 
 
+class JournalUnwritable(OSError):
+    """A write or a sync of the journal failed: nothing more may be done, so that nothing is published that is not on
+    disk."""
+
+    @classmethod
+    def of(cls, problem, path):
+        return cls(problem.errno, problem.strerror, str(path))
+
+
 @dataclass(frozen=True)
 class Segment:
     number: int
@@ -73,8 +82,11 @@ def segments_of(directory, instance):
 
 def _refusal(path, instance, number):
     """Why a file is not this instance's segment of this number, or None."""
-    with open(path, "rb") as file:
-        content = file.read(HEADER.itemsize)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(HEADER.itemsize)
+    except OSError as problem:
+        return f"cannot be read ({problem.strerror})"
     if len(content) < HEADER.itemsize:
         return f"has {len(content)} bytes, not even a segment's header"
     header = np.frombuffer(content, HEADER)[0]
@@ -114,10 +126,13 @@ def _header(instance, number):
 
 
 def make_directory(directory):
-    """The journal directory, with its name on disk."""
-    if not directory.exists():
-        directory.mkdir(0o700)
-        sync_directory(directory.parent)
+    """The journal directory, with its name on disk. Raises JournalUnwritable."""
+    try:
+        if not directory.exists():
+            directory.mkdir(0o700)
+            sync_directory(directory.parent)
+    except OSError as problem:
+        raise JournalUnwritable.of(problem, directory) from problem
 
 
 def sync_directory(directory):
@@ -152,36 +167,42 @@ class SegmentFile:
         return (self._size - self._end) // SLOT_BYTES
 
     def append(self, content):
-        """Write whole slots (a contiguous buffer) behind what is there. Raises OSError; publish nothing then."""
+        """Write whole slots (a contiguous buffer) behind what is there. Raises JournalUnwritable."""
         content = memoryview(content).cast("B")
         assert not self._failed and len(content) <= self._size - self._end, (self.segment, self._end, len(content))
         self.unsynced = True
         try:
             write_all(self._descriptor, content, self._end)
-        except OSError:
-            self._failed = True
-            raise
+        except OSError as problem:
+            raise self._failure(problem) from problem
         self._end += len(content)
 
     def sync(self):
-        """Put on disk what was appended. Raises OSError; then part of it may be lost though the file reads well, and a
-        second sync would call it synced: so there is none."""
+        """Put on disk what was appended. Raises JournalUnwritable; then part of it may be lost though the file reads
+        well, and a second sync would call it synced: so there is none."""
         assert not self._failed, self.segment
         try:
             os.fdatasync(self._descriptor)
-        except OSError:
-            self._failed = True
-            raise
+        except OSError as problem:
+            raise self._failure(problem) from problem
         self.unsynced, self.ever_synced = False, True
+
+    def _failure(self, problem):
+        self._failed = True
+        return JournalUnwritable.of(problem, self.segment.path)
 
     def seal(self, sequence, chain):
         """Note that the whole journal up to this record is on disk: a start with fresh rings that finds it ending there
-        has nothing to write again. Where the note is lost it writes once more, so it is not synced. Raises OSError."""
+        has nothing to write again. Where the note is lost it writes once more, so it is not synced. Raises
+        JournalUnwritable."""
         assert not self._failed and not self.unsynced, self.segment
         seal = np.zeros(1, SEAL)
         seal["sequence"], seal["chain"] = sequence, chain
         seal["checksum"] = _checksum(seal.tobytes(), SEAL)
-        write_all(self._descriptor, seal.tobytes(), SEAL_OFFSET)
+        try:
+            write_all(self._descriptor, seal.tobytes(), SEAL_OFFSET)
+        except OSError as problem:
+            raise self._failure(problem) from problem
 
     def finish(self):
         """Sync what is not, and give back the room that was not used. The file is not written again.
@@ -195,8 +216,9 @@ class SegmentFile:
         os.close(self._descriptor)
 
     def remove(self):
-        """Take the file out of the journal, where nothing depends on it."""
-        self.segment.path.unlink()
+        """Take the file out of the journal, where nothing depends on it and the disk lets it go."""
+        with suppress(OSError):
+            self.segment.path.unlink()
 
 
 class NextSegment:
@@ -255,19 +277,19 @@ class NextSegment:
             os.close(descriptor)
 
     def take(self):
-        """The prepared segment under its own name, which is on disk by then. Raises OSError, and leaves no segment."""
+        """The prepared segment under its own name, which is on disk by then. Raises JournalUnwritable, and leaves no
+        segment."""
         assert self.ready
         segment = Segment(self._number, self._directory / f"{self._number:08}.journal")
         assert not segment.path.exists(), segment
-        descriptor = os.open(self._directory / PREPARED, os.O_RDWR | os.O_CLOEXEC)
         try:
             os.rename(self._directory / PREPARED, segment.path)
             sync_directory(self._directory)
-        except OSError:
-            os.close(descriptor)
+            descriptor = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as problem:
             with suppress(OSError):
                 segment.path.unlink(missing_ok=True)
-            raise
+            raise JournalUnwritable.of(problem, segment.path) from problem
         self.ready = False
         return SegmentFile(descriptor, segment, self._segment_bytes)
 

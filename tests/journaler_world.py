@@ -2,10 +2,13 @@
 import errno
 import os
 import shutil
+import subprocess
 import types
 import uuid
+from contextlib import contextmanager
 
 import numpy as np
+import pytest
 
 from pipeline import journal, segment_file
 from pipeline.chain import SLOT_BYTES
@@ -202,6 +205,20 @@ def some_load(matcher, rng, most):
         else:
             matcher.read(rng.randrange(2), publish=rng.random() < 0.5)
     matcher.publish()
+
+
+@contextmanager
+def mounted(place, size):
+    """A file system of its own with `size` bytes."""
+    place.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)],
+                          capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"a small tmpfs cannot be mounted here: {made.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def broken_sync(monkeypatch, disk=None):

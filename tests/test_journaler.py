@@ -5,8 +5,8 @@ import os
 import random
 import resource
 import shutil
-import subprocess
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from pipeline.chain import SLOT_BYTES
 from pipeline.journal import JournalDamaged
 from pipeline.journaling import Defect, Journaler
 from pipeline.release import set_journal_word
-from pipeline.segment_file import HEADER_BYTES, JournalRefused, NextSegment, SegmentFile
+from pipeline.segment_file import HEADER_BYTES, JournalRefused, JournalUnwritable, NextSegment, SegmentFile
 from shm import doorbell, segments
 from shm.records import CONFIGURATION_GATEWAY, JOURNAL
 from shm.segments import CommandWord, CounterWord, EventWord, JournalWord, ReplyWord, Role
@@ -30,6 +30,7 @@ from tests.journaler_world import (
     World,
     broken_sync,
     check_words,
+    mounted,
     some_load,
     trace,
 )
@@ -719,6 +720,30 @@ def test_a_directory_that_cannot_be_synced_is_not_filled_with_segments(world, mo
     assert world.sequences() == [1] and len(segments_in(world)) == 1
 
 
+def test_a_broken_disk_that_keeps_its_files_too_is_still_told_of_as_such(world, monkeypatch):
+    def read_only(_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    journaler = world.open()
+    world.matcher.write(0)
+    broken_sync(monkeypatch)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(JournalUnwritable, match="Input/output error"):
+        journaler.do_work()
+    journaler.abandon()
+
+
+def test_writes_are_refused_before_anybody_is_told_why(world, monkeypatch):
+    world.open()
+    world.matcher.write(0)
+    world.drain()
+    no_room_for_files(world, monkeypatch)
+    refusing = []
+    monkeypatch.setattr(journaling, "fatal", lambda *_: refusing.append(world.word(JournalWord.REFUSING)))
+    world.start()
+    world.journaler.do_work()
+    assert refusing == [errno.ENOSPC]
+
+
 def test_a_failed_write_publishes_nothing(world):
     journaler = world.open()
     world.matcher.write(0)
@@ -742,16 +767,9 @@ def test_a_failed_write_publishes_nothing(world):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of its own with room for two segments and a little."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    size = 2 * SEGMENT_BYTES + 16384
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)],
-                          capture_output=True, text=True, check=False)
-    if made.returncode:
-        pytest.skip(f"a small tmpfs cannot be mounted here: {made.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    """Room for two segments and a little."""
+    with mounted(tmp_path / "disk", 2 * SEGMENT_BYTES + 16384) as place:
+        yield place
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -814,10 +832,12 @@ def test_a_span_as_long_as_the_ring_uses_no_room_that_is_kept_for_what_has_enter
         world.matcher.write(0)
         world.drain()
     assert world.word(JournalWord.REFUSING) == 0
-    # when a full ring is written at once, then writes are refused
+    # when a full ring is written at once, then writes are refused, though another try to make a file is under way
+    journaler.next_segment.working = True
     fill_ring(world)
     journaler.do_work()
     assert world.word(JournalWord.REFUSING) == errno.ENOSPC
+    journaler.next_segment.working = False
     # and what has entered by then has room: the ring, full again, full command rings, a last command of each gateway
     fill_ring(world)
     journaler.do_work()
@@ -835,7 +855,9 @@ def no_room_for_files(world, monkeypatch):
     (world.directory / "next.prepared").unlink()
     world.journaler.next_segment.ready = False
     monkeypatch.setattr(segment_file.os, "posix_fallocate", full)
-    monkeypatch.setattr(journaling, "RETRY_SECONDS", 0.0)
+    world.journaler.do_work()
+    world.journaler.next_segment.wait()
+    assert world.journaler.next_segment.problem.errno == errno.ENOSPC
 
 
 def fill_ring(world):
