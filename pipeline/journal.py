@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.chain import SLOT_BYTES
-from pipeline.segment_content import SegmentContent, as_records, runs_of, slot_after
-from pipeline.segment_file import HEADER_BYTES, JournalRefused, segments_of
+from pipeline.segment_content import SegmentContent, as_records, runs_of
+from pipeline.segment_file import HEADER_BYTES, JournalRefused, seal_of, segments_of
 
 
 class JournalDamaged(JournalRefused):
@@ -62,6 +62,7 @@ class Journal:
     end_sequence: int          # 0: empty
     end_chain: int
     highest_known_synced: int  # that any whole record carries
+    is_sealed: bool            # a segment notes that all of it is on disk
     remains: list
     spans: list                # of Span, in order of sequences
 
@@ -71,7 +72,7 @@ class Journal:
         for span in self.spans:
             skipped = max(0, sequence - span.first_sequence)
             if sequence <= span.last_sequence:
-                start = slot_after(span.content.records, span.start_slot, skipped)
+                start = span.content.slot_after(span.start_slot, skipped)
                 kept.append(replace(span, start_slot=start, first_sequence=span.first_sequence + skipped))
         return kept
 
@@ -79,13 +80,13 @@ class Journal:
 def spans(directory, instance, from_sequence=1, progress=lambda: None):
     """The journal of this instance in a directory, as `Journal`; empty where there is none.
 
-    `progress` is called for each megabyte that was read, so that a process can show that it is alive.
+    `progress()` is called now and then, also by what is done with the result later.
     Raises JournalRefused for files that do not belong there, JournalDamaged where a synced record is missing.
     """
     runs, damage, highest = [], [], 0
-    contents = [SegmentContent(segment) for segment in segments_of(directory, instance)]
+    contents = [SegmentContent(segment, progress) for segment in segments_of(directory, instance)]
     for content in contents:
-        found, known_synced = runs_of(content, progress)
+        found, known_synced = runs_of(content)
         highest = max(highest, known_synced)
         runs += [run for run in found if run.first_sequence]
         damage += [run for run in found if not run.first_sequence]
@@ -93,7 +94,9 @@ def spans(directory, instance, from_sequence=1, progress=lambda: None):
     if highest > end_sequence:
         path, offset = _place_of_missing(contents, in_order, runs + damage)
         raise JournalDamaged(path, offset, end_sequence + 1, highest)
-    journal = Journal(end_sequence, end_chain, highest, _remains(in_order, runs, damage, end_sequence), in_order)
+    is_sealed = any(seal_of(content.path) == (end_sequence, end_chain) for content in reversed(contents))
+    journal = Journal(end_sequence, end_chain, highest, is_sealed, _remains(in_order, runs, damage, end_sequence),
+                      in_order)
     return journal if from_sequence == 1 else replace(journal, spans=journal.spans_from(from_sequence))
 
 

@@ -26,20 +26,20 @@ def main(argv=None):
     except (ConfigurationError, CompilationFailed) as problem:
         sys.exit(f"journaler: {problem}")
     from pipeline.journaling import Defect, Journaler  # late: the cache of its kernels is chosen by now
-    from pipeline.segment_file import JournalRefused
+    from pipeline.segment_file import JournalRefused, JournalUnwritable
 
     process = Process("journaler", Role.JOURNALER, options.data, settings.rings)
     try:
         journaler = Journaler(process, settings.journal)
         try:
             journaler.run()
-        except OSError:
+        except JournalUnwritable:
             journaler.abandon()
             raise
     except JournalRefused as refusal:
         fatal(process.data, process.name, str(refusal))
         sys.exit(1)
-    except OSError as problem:
+    except JournalUnwritable as problem:
         fatal(process.data, process.name, f"the journal cannot be written: {problem}; what was not synced stays in the"
               " journal ring and is written again by the next journaler: look after the disk")
         time.sleep(BROKEN_DISK_PAUSE_SECONDS)

@@ -2,7 +2,7 @@
 
 A span of the ring passes through the steps of its mode in their order; a kill between any two of them is harmless. A
 restarted journaler goes on at the ring's head in a new segment. With fresh rings it opens the journal first: it finds
-where the files end and writes once more what no record knows to be synced.
+where the files end and writes once more what neither a record nor a seal knows to be synced.
 """
 import math
 import os
@@ -10,6 +10,7 @@ import select
 import signal
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 
@@ -30,12 +31,13 @@ from pipeline.release import (
     journal_word,
     set_journal_word,
 )
-from pipeline.segment_content import as_records, slot_within
+from pipeline.segment_content import SLOTS_AT_ONCE, as_records, slot_within
 from pipeline.segment_file import NextSegment, make_directory, segments_of
 from shm import doorbell
+from shm.configuration import reserve_slots
 from shm.fatal_log import fatal
 from shm.process import HEARTBEAT_SECONDS, instance_of
-from shm.records import COMMAND_SLOTS_MAX, JOURNAL, STAMP_FIELDS
+from shm.records import JOURNAL, STAMP_FIELDS
 from shm.segments import CounterWord, slot_view
 
 RELEASE = {  # of a span that is written
@@ -43,20 +45,19 @@ RELEASE = {  # of a span that is written
     "interval": ("reply tails", "released positions"),
     "none": ("reply tails", "released positions", "followable word", "ring head"),
 }
-SYNC = ("sync", "synced word", "ring head")  # interval: now and then, of all that is written
+SYNC = ("sync", "synced word", "ring head")  # of all that is written; interval: now and then; none: of a full segment
 NEEDS_A_WRITE = ("sync", "synced word", "followable word")
 RETRY_SECONDS = 1.0            # from one try to make the next segment to the next
 
 
 class Defect(Exception):
-    """The journal ring holds what no matcher writes."""
+    """A broken invariant: the journal ring holds what no matcher writes, or the next segment is made wrongly."""
 
 
 class Journaler:
     """`process` gives `memory`, `data`, `name`, `role`, `counters`, `stopping` and `beat`; `settings` is [journal].
 
-    Methods raise OSError where a write or a sync fails: then nothing more may be done, so nothing is published that
-    is not on disk. `do_work` raises Defect.
+    Methods raise JournalUnwritable where a write or a sync fails, and Defect for a broken invariant.
     """
 
     def __init__(self, process, settings):
@@ -67,6 +68,7 @@ class Journaler:
         self.moved = np.zeros(memory.commands.shape.rows, MOVED)
         self.segment = None    # begins with the first record to write
         self.stalled = False   # the record at hand waits for the next segment
+        self._is_gapless = False  # all that is in no segment of this process and not in the ring is on disk
         self.steps = {
             "sync": self._sync, "synced word": self._publish_synced, "followable word": self._publish_followable,
             "reply tails": self._publish_replies, "released positions": self._publish_released,
@@ -75,9 +77,7 @@ class Journaler:
         self._ring, self._ring_words = slot_view(memory.journal, JOURNAL)[0], memory.journal.slots[0]
         self._staging_words = np.zeros(self._ring_words.size, np.uint64)
         self._staging = self._staging_words.view(JOURNAL)
-        # What may still come when writes are refused: all that the rings hold, and a command of each gateway that
-        # looked just before. No record takes more slots than its command.
-        self._reserve_slots = len(self._ring) + len(self.moved) * (memory.commands.shape.capacity + COMMAND_SLOTS_MAX)
+        self._reserve_slots = reserve_slots(len(self.moved), memory.commands.shape.capacity, len(self._ring))
         self._sync_at = self._retry_at = 0.0
         self._short_of_room = journal_word(self.words, REFUSING) != 0  # an earlier journaler said so
         bells = process.data / "run"
@@ -108,7 +108,8 @@ class Journaler:
         doorbell.ring(self._bell)
 
     def _say(self, text):
-        print(f"{self.process.name}: {text}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # the service is worth more than a line that finds no reader or no room
+            print(f"{self.process.name}: {text}", file=sys.stderr, flush=True)
 
     # --- start and end
 
@@ -118,6 +119,7 @@ class Journaler:
             self._resume()
         else:
             self._open()
+        self.process.counters[CounterWord.RECORDS] = 0
         self.process.counters[CounterWord.SEQUENCE] = journal_word(self.words, SYNCED)
         self._look_after_room()
         for bell in (self._matcher_bell, self._publisher_bell, *self._gateway_bells.tolist()):
@@ -128,37 +130,45 @@ class Journaler:
         found = self._read()
         for remains in found.remains:
             self._say(f"lost before it was synced, not part of the journal: {remains}")
-        self._write_again(found, found.highest_known_synced + 1)
-        self._publish_synced()
+        self._write_again(found, (found.end_sequence if found.is_sealed else found.highest_known_synced) + 1)
         set_journal_word(self.words, OPENED, 1)
         self._say(f"opened the journal, {found.end_sequence} records in {self._number} segments")
 
     def _resume(self):
         synced = journal_word(self.words, SYNCED)
-        if self.settings.sync != "none" and synced < journal_word(self.words, FOLLOWABLE):
+        self._is_gapless = synced >= journal_word(self.words, FOLLOWABLE)
+        if not self._is_gapless and self.settings.sync != "none":
             # it ran with `none`: what left the ring is in files that nobody synced
             self._write_again(self._read(), synced + 1)
-            self._publish_synced()
         self.span["end"], self.span["sequence"] = journal_word(self.words, HEAD), -1
 
     def _read(self):
-        return journal.spans(self._directory, self._instance, progress=self.process.beat)
+        return journal.spans(self._directory, self._instance, progress=self._show_progress)
+
+    def _show_progress(self):
+        """Of the start, part by part of the journal: the launcher waits for a process whose counters move."""
+        self.process.beat()
+        self.process.counters[CounterWord.RECORDS] += 1
 
     def _write_again(self, found, sequence):
-        """Write the records from `sequence` on to segments of this process, and sync them."""
+        """Write the records from `sequence` on to segments of this process: then the whole journal is on disk."""
         for span in found.spans_from(sequence):
             slots, slot = span.slots, span.start_slot
             while slot < span.end_slot:
-                behind = slot_within(as_records(slots), slot, span.end_slot, self._room_slots())
+                behind = slot_within(
+                    as_records(slots), slot, span.end_slot, min(self._room_slots(), SLOTS_AT_ONCE))
                 if behind > slot:
                     self.segment.append(slots[slot:behind].reshape(-1))
+                    self._sync()
                     slot = behind
-                    self.process.beat()
+                    self._show_progress()
                 else:
                     self._await_segment()
-        if self.segment is not None:
-            self._sync()
         self.span["sequence"], self.span["chain"] = found.end_sequence, found.end_chain
+        self._is_gapless = True
+        self._publish_synced()
+        if self.segment is not None:
+            self._seal()
 
     def _await_segment(self):
         while not self._begin_segment():
@@ -235,7 +245,8 @@ class Journaler:
         self.segment.sync()
 
     def _publish_synced(self):
-        release.publish_synced(self.words, self.span["sequence"])
+        if self._is_gapless:
+            release.publish_synced(self.words, self.span["sequence"])
 
     def _publish_replies(self):
         release.publish_replies(self.memory.replies.words, self.memory.events.words, self.span, self.moved)
@@ -256,7 +267,7 @@ class Journaler:
         counters[CounterWord.LARGEST_BATCH] = max(entries, counters[CounterWord.LARGEST_BATCH])
         counters[CounterWord.SEQUENCE] = journal_word(self.words, SYNCED)
 
-    # --- interval
+    # --- syncs of more than a span
 
     def _unsynced(self):
         return self.segment is not None and self.segment.unsynced
@@ -291,28 +302,33 @@ class Journaler:
 
     def _finish_segment(self):
         if self.segment is not None:
-            if self.settings.sync == "interval":
-                self._sync_written()
+            self._sync_written()
+            self._seal()
             self.segment.finish()
             self.segment = None
+
+    def _seal(self):
+        if self.span["sequence"] == journal_word(self.words, SYNCED):
+            self.segment.seal(self.span["sequence"], self.span["chain"])
 
     def _look_after_room(self):
         """Keep the next segment in the making. While the disk has no room for it, refuse writes before the rings'
         content has none."""
         upcoming = self.next_segment
+        if upcoming.defect is not None:
+            raise Defect(f"the next journal segment cannot be made: {upcoming.defect!r}") from upcoming.defect
         if upcoming.ready:
             if self._short_of_room:
                 self._short_of_room = False
                 self._refuse(0)
                 self._say("the next journal segment has room again")
             return
-        if upcoming.working:
+        problem = upcoming.problem  # of the last try: the next one may be under way
+        if problem is not None:
+            self._refuse(problem.errno if self._room_slots() < self._reserve_slots else 0)
+            self._tell(problem)
+        if upcoming.working or (problem is not None and time.monotonic() < self._retry_at):
             return
-        if upcoming.problem is not None:
-            self._tell(upcoming.problem)
-            self._refuse(upcoming.problem.errno if self._room_slots() < self._reserve_slots else 0)
-            if time.monotonic() < self._retry_at:
-                return
         self._retry_at = time.monotonic() + RETRY_SECONDS
         upcoming.prepare(self._number + 1)
 

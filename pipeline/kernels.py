@@ -75,7 +75,8 @@ def _kernels():
         (largest_limits, (records, slots, number, number, words)),
         (state_digest, (state,)),
         (chain_value, (check, staging_words, number)),
-        (segment_content.find_runs, (records, slots.reshape(-1), number, np.zeros(1, segment_content.RUN))),
+        (segment_content.find_runs, (
+            records, slots.reshape(-1), number, number, np.zeros(1, segment_content.RUN), number)),
         (segment_content.slot_after, (records, number, number)),
         (segment_content.slot_within, (records, number, number, number)),
         (release.collect, (ring, ring_words, number, number, number, number, staging_words.view(JOURNAL), staging_words,

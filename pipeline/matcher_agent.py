@@ -111,14 +111,14 @@ class Matcher:
         memory = self.memory
         gateways = memory.commands.shape.rows
         directory = self.process.data / "journal"
-        found = journal.spans(directory, instance_of(self.process.data), progress=self.process.beat)
-        limits = limits_in(found, seeding.limits_of(self.configuration))
+        found = journal.spans(directory, instance_of(self.process.data), progress=self._show_progress)
+        limits = limits_in(found, seeding.limits_of(self.configuration), self._show_progress)
         replica = Replica(limits)
         journaled = np.zeros(gateways, np.int64)
         counters = self.process.counters
 
         def progress():
-            self.process.beat()
+            self._show_progress()
             counters[CounterWord.SEQUENCE] = replica.sequence
         replay(replica, found, journaled, memory.generation, progress)
         self.state, self.inbox = replica.state, replica.inbox
@@ -130,10 +130,16 @@ class Matcher:
                                memory.events.words)
         self.rings = self._make_rings(released, found.end_chain)
         free_commands(self.rings)
+        counters[CounterWord.RECORDS] = 0
         counters[CounterWord.SEQUENCE] = self.state.counters[SEQUENCE]
         counters[CounterWord.OUTPUT_DIGEST] = self.state.counters[OUTPUT_DIGEST]
         print(f"{self.process.name}: {self.state.counters[SEQUENCE]} records replayed in"
               f" {time.monotonic() - began:.2f} s", file=sys.stderr, flush=True)
+
+    def _show_progress(self):
+        """Of the start, part by part of the journal: the launcher waits for a process whose counters move."""
+        self.process.beat()
+        self.process.counters[CounterWord.RECORDS] += 1
 
     def _make_rings(self, released, chain):
         memory, settings = self.memory, self.configuration.matcher

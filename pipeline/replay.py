@@ -3,6 +3,7 @@ from numba import int64, njit
 
 from pipeline.core import apply
 from pipeline.lookahead import FIRST, SECOND, THIRD, fetch_cells, fetch_neighbours, fetch_orders, is_worthwhile
+from pipeline.segment_content import SLOTS_AT_ONCE, as_records
 from pipeline.state import DEFECT, SEQUENCE
 from shm.records import COMMAND, JOURNAL, LIMITS, STAMP_BYTES, Kind
 
@@ -12,7 +13,6 @@ COMMAND_WORDS = COMMAND.itemsize // 8
 BODY_WORDS = SLOT_WORDS - STAMP_WORDS
 assert BODY_WORDS == COMMAND_WORDS - 1  # all but the request id
 SET_LIMITS = int(Kind.SET_LIMITS)
-SLOTS_AT_ONCE = 200_000        # a fraction of a second
 
 
 class ReplayDiverged(Exception):
@@ -56,21 +56,28 @@ def replay_span(state, inbox, out, records, slots, start, end, positions, genera
 
 @njit(cache=True, _nrt=False)
 def largest_limits(records, slots, start, end, limits):
-    """Raise `limits` (int64: the words of a LIMITS record) to what the SET_LIMITS records in [start, end) ask for."""
+    """Raise `limits` (int64: the words of a LIMITS record) to what the SET_LIMITS records in [start, end) ask for.
+
+    Returns the slot behind the last record that begins there.
+    """
     slot = start
     while slot < end:
         if records[slot].kind == SET_LIMITS:
             for word in range(len(limits)):
                 limits[word] = max(limits[word], int64(slots[slot + 1, word]))
         slot += records[slot].record_slots
+    return slot
 
 
-def limits_in(journal, limits):
-    """The LIMITS record that has the largest of each capacity in `limits` and in the journal."""
+def limits_in(journal, limits, progress=lambda: None):
+    """The LIMITS record that has the largest of each capacity in `limits` and in the journal; `progress()` is called
+    now and then."""
     words = limits.reshape(1).view("<i8").copy()
     for span in journal.spans:
-        slots = span.slots
-        largest_limits(slots.reshape(-1).view(JOURNAL), slots, span.start_slot, span.end_slot, words)
+        slots, slot = span.slots, span.start_slot
+        while slot < span.end_slot:
+            slot = largest_limits(as_records(slots), slots, slot, min(slot + SLOTS_AT_ONCE, span.end_slot), words)
+            progress()
     return words.view(LIMITS)[0]
 
 
@@ -81,7 +88,7 @@ def replay(replica, journal, positions, generation, progress=lambda: None):
     """
     for span in journal.spans:
         slots = span.slots
-        records = slots.reshape(-1).view(JOURNAL)
+        records = as_records(slots)
         slot = span.start_slot
         while slot < span.end_slot:
             end = min(slot + SLOTS_AT_ONCE, span.end_slot)

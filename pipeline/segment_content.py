@@ -15,6 +15,7 @@ RUN = np.dtype([                # a stretch of a segment: records that continue 
     ("previous", "<u8"),        # of the first record
     ("chain", "<u8"),           # of the last record
 ])
+SLOTS_AT_ONCE = 1 << 16         # read, from a disk if need be, between two signs of life
 _RUNS_AT_ONCE = 1024
 _READ_BYTES = 1 << 20
 
@@ -22,11 +23,12 @@ _READ_BYTES = 1 << 20
 class SegmentContent:
     """A segment file, mapped anew at each use, so that a long journal holds no descriptors.
 
-    Whole records never change, so it may be the one that is being written: more of them appear behind.
+    Whole records never change, so it may be the one that is being written: more of them appear behind. `progress()` is
+    called now and then by whatever reads a lot of it, so that a process can show that it is alive.
     """
 
-    def __init__(self, segment):
-        self.segment, self.path = segment, segment.path
+    def __init__(self, segment, progress):
+        self.segment, self.path, self.progress = segment, segment.path, progress
 
     @property
     def slots(self):
@@ -42,14 +44,23 @@ class SegmentContent:
         """The same as JOURNAL records, a record's payload slots among them."""
         return as_records(self.slots)
 
-    def check_readable(self, progress):
+    def slot_after(self, slot, count):
+        """The slot after `count` records from `slot` on. They are known to be whole."""
+        records = self.records
+        while count > 0:
+            slot = slot_after(records, slot, min(count, SLOTS_AT_ONCE))
+            count -= SLOTS_AT_ONCE
+            self.progress()
+        return slot
+
+    def check_readable(self):
         """Raises JournalRefused where the disk cannot read the file: touching the mapping would kill the process."""
         buffer, offset = bytearray(_READ_BYTES), 0
         with open(self.path, "rb", buffering=0) as file:
             try:
                 while count := file.readinto(buffer):
                     offset += count
-                    progress()
+                    self.progress()
             except OSError as problem:
                 raise JournalRefused(f"{self.path} cannot be read at offset {offset} ({problem.strerror}): restore this"
                                      " file from a copy, on a disk that can be read") from problem
@@ -60,14 +71,14 @@ def as_records(slots):
 
 
 @njit(cache=True, _nrt=False)
-def find_runs(records, words, slot, runs):
-    """Fill `runs` with what lies from `slot` on; return (runs filled, slot to go on from, highest known_synced).
+def find_runs(records, words, slot, end_slot, runs, count):
+    """Add to the `count` runs in `runs`, the last of which may go on, what begins in slots [slot, end_slot).
 
-    `records` and `words` are the same memory. Everything is looked at once the returned slot is the number of slots.
+    `records` and `words` are the same memory. Returns (runs filled, slot to go on from, highest known_synced): a slot
+    before `end_slot` where there is no room for one more run.
     """
-    count = 0
     highest = int64(0)
-    while slot < records.shape[0]:
+    while slot < end_slot:
         slots = whole_slots(records, words, slot)
         if slots == 0:
             bits = words[slot * SLOT_WORDS]
@@ -115,7 +126,6 @@ def _begin_run(run, slot, sequence):
 
 @njit(cache=True, _nrt=False)
 def slot_after(records, slot, count):
-    """The slot after `count` records from `slot` on. They are known to be whole."""
     for _ in range(count):
         slot += int64(records[slot]["record_slots"])
     return slot
@@ -151,7 +161,7 @@ class Run:
         """Where this sequence's record begins, or, after the last one, where the run ends."""
         if sequence > self.last_sequence:
             return self.end_slot
-        self._slot = slot_after(self.content.records, self._slot, sequence - self._sequence)
+        self._slot = self.content.slot_after(self._slot, sequence - self._sequence)
         self._sequence = sequence
         return self._slot
 
@@ -164,15 +174,19 @@ class Run:
         return int(self.content.records[self.slot_of(sequence)]["previous"])
 
 
-def runs_of(content, progress):
+def runs_of(content):
     """The runs in a segment and the highest synced position that a record in it carries."""
-    content.check_readable(progress)
+    content.check_readable()
     slots = content.slots
     rows, words = as_records(slots), slots.reshape(-1)
     found, highest, slot = [], 0, 0
-    batch = np.zeros(_RUNS_AT_ONCE, RUN)
+    batch, count = np.zeros(_RUNS_AT_ONCE, RUN), 0
     while slot < len(rows):
-        count, slot, known_synced = find_runs(rows, words, slot, batch)
-        found += [Run(content, row) for row in batch[:count]]
+        count, slot, known_synced = find_runs(
+            rows, words, slot, min(slot + SLOTS_AT_ONCE, len(rows)), batch, count)
+        if count > 1:          # all but the last are at their ends
+            found += [Run(content, row) for row in batch[:count - 1]]
+            batch[0], count = batch[count - 1], 1
         highest = max(highest, known_synced)
-    return found, highest
+        content.progress()
+    return found + [Run(content, row) for row in batch[:count]], highest

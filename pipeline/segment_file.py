@@ -29,6 +29,11 @@ HEADER = np.dtype([
     ("made_ns", "<i8"),        # since the epoch
     ("checksum", "<u8"),       # CRC-32 of all before it
 ])
+SEAL_OFFSET = 512              # a sector of its own in the header page: written later than the header
+SEAL = np.dtype([              # the journal was on disk up to here; the last one that the segment's process noted
+    ("sequence", "<i8"), ("chain", "<u8"),
+    ("checksum", "<u8"),       # CRC-32 of all before it
+])
 PREPARED, MAKING = "next.prepared", "next.making"
 _NAME = re.compile(r"(\d{8,})\.journal")
 _NOT_SEGMENTS = {PREPARED, MAKING, "lost+found"}
@@ -39,6 +44,15 @@ _libc = ctypes.CDLL(None)
 
 class JournalRefused(Exception):
     """The journal directory cannot be used; the text names the file, why, and what to do."""
+
+
+class JournalUnwritable(OSError):
+    """A write or a sync of the journal failed: nothing more may be done, so that nothing is published that is not on
+    disk."""
+
+    @classmethod
+    def of(cls, problem, path):
+        return cls(problem.errno, problem.strerror, str(path))
 
 
 @dataclass(frozen=True)
@@ -68,8 +82,11 @@ def segments_of(directory, instance):
 
 def _refusal(path, instance, number):
     """Why a file is not this instance's segment of this number, or None."""
-    with open(path, "rb") as file:
-        content = file.read(HEADER.itemsize)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(HEADER.itemsize)
+    except OSError as problem:
+        return f"cannot be read ({problem.strerror})"
     if len(content) < HEADER.itemsize:
         return f"has {len(content)} bytes, not even a segment's header"
     header = np.frombuffer(content, HEADER)[0]
@@ -86,8 +103,18 @@ def _refusal(path, instance, number):
     return None
 
 
-def _checksum(header):
-    return zlib.crc32(header[:HEADER.fields["checksum"][1]])
+def _checksum(content, dtype=HEADER):
+    return zlib.crc32(content[:dtype.fields["checksum"][1]])
+
+
+def seal_of(path):
+    """(sequence, chain) of a segment's seal; (0, 0) where it has none that is whole."""
+    with open(path, "rb") as file:
+        content = os.pread(file.fileno(), SEAL.itemsize, SEAL_OFFSET)
+    if len(content) < SEAL.itemsize:
+        return 0, 0
+    sequence, chain, checksum = np.frombuffer(content, SEAL)[0].item()
+    return (sequence, chain) if checksum == _checksum(content, SEAL) else (0, 0)
 
 
 def _header(instance, number):
@@ -99,10 +126,13 @@ def _header(instance, number):
 
 
 def make_directory(directory):
-    """The journal directory, with its name on disk."""
-    if not directory.exists():
-        directory.mkdir(0o700)
-        sync_directory(directory.parent)
+    """The journal directory, with its name on disk. Raises JournalUnwritable."""
+    try:
+        if not directory.exists():
+            directory.mkdir(0o700)
+            sync_directory(directory.parent)
+    except OSError as problem:
+        raise JournalUnwritable.of(problem, directory) from problem
 
 
 def sync_directory(directory):
@@ -137,27 +167,42 @@ class SegmentFile:
         return (self._size - self._end) // SLOT_BYTES
 
     def append(self, content):
-        """Write whole slots (a contiguous buffer) behind what is there. Raises OSError; publish nothing then."""
+        """Write whole slots (a contiguous buffer) behind what is there. Raises JournalUnwritable."""
         content = memoryview(content).cast("B")
         assert not self._failed and len(content) <= self._size - self._end, (self.segment, self._end, len(content))
         self.unsynced = True
         try:
             write_all(self._descriptor, content, self._end)
-        except OSError:
-            self._failed = True
-            raise
+        except OSError as problem:
+            raise self._failure(problem) from problem
         self._end += len(content)
 
     def sync(self):
-        """Put on disk what was appended. Raises OSError; then part of it may be lost though the file reads well, and a
-        second sync would call it synced: so there is none."""
+        """Put on disk what was appended. Raises JournalUnwritable; then part of it may be lost though the file reads
+        well, and a second sync would call it synced: so there is none."""
         assert not self._failed, self.segment
         try:
             os.fdatasync(self._descriptor)
-        except OSError:
-            self._failed = True
-            raise
+        except OSError as problem:
+            raise self._failure(problem) from problem
         self.unsynced, self.ever_synced = False, True
+
+    def _failure(self, problem):
+        self._failed = True
+        return JournalUnwritable.of(problem, self.segment.path)
+
+    def seal(self, sequence, chain):
+        """Note that the whole journal up to this record is on disk: a start with fresh rings that finds it ending there
+        has nothing to write again. Where the note is lost it writes once more, so it is not synced. Raises
+        JournalUnwritable."""
+        assert not self._failed and not self.unsynced, self.segment
+        seal = np.zeros(1, SEAL)
+        seal["sequence"], seal["chain"] = sequence, chain
+        seal["checksum"] = _checksum(seal.tobytes(), SEAL)
+        try:
+            write_all(self._descriptor, seal.tobytes(), SEAL_OFFSET)
+        except OSError as problem:
+            raise self._failure(problem) from problem
 
     def finish(self):
         """Sync what is not, and give back the room that was not used. The file is not written again.
@@ -170,17 +215,18 @@ class SegmentFile:
                         ctypes.c_int64(self._end), ctypes.c_int64(self._size - self._end))
         os.close(self._descriptor)
 
-
     def remove(self):
-        """Take the file out of the journal, where nothing depends on it."""
-        self.segment.path.unlink()
+        """Take the file out of the journal, where nothing depends on it and the disk lets it go."""
+        with suppress(OSError):
+            self.segment.path.unlink()
 
 
 class NextSegment:
-    """The segment to come, made by a thread; it calls `wake` when it is `ready` or there is a `problem` (OSError)."""
+    """The segment to come, made by a thread; it calls `wake` when it is `ready`, or the disk has a `problem` (OSError),
+    or the thread ended of a `defect`: nobody else hears of that one."""
 
     def __init__(self, directory, instance, segment_bytes, wake):
-        self.ready, self.working, self.problem = False, False, None
+        self.ready, self.working, self.problem, self.defect = False, False, None, None
         self._directory, self._instance, self._segment_bytes, self._wake = directory, instance, segment_bytes, wake
         self._number = self._thread = None
 
@@ -214,6 +260,8 @@ class NextSegment:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
             self.problem = problem
+        except Exception as defect:
+            self.defect = defect
         self.working = False
         self._wake()
 
@@ -229,14 +277,21 @@ class NextSegment:
             os.close(descriptor)
 
     def take(self):
-        """The prepared segment under its own name, which is on disk by then. Raises OSError."""
+        """The prepared segment under its own name, which is on disk by then. Raises JournalUnwritable, and leaves no
+        segment."""
         assert self.ready
         segment = Segment(self._number, self._directory / f"{self._number:08}.journal")
         assert not segment.path.exists(), segment
-        os.rename(self._directory / PREPARED, segment.path)
-        sync_directory(self._directory)
+        try:
+            os.rename(self._directory / PREPARED, segment.path)
+            sync_directory(self._directory)
+            descriptor = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as problem:
+            with suppress(OSError):
+                segment.path.unlink(missing_ok=True)
+            raise JournalUnwritable.of(problem, segment.path) from problem
         self.ready = False
-        return SegmentFile(os.open(segment.path, os.O_RDWR | os.O_CLOEXEC), segment, self._segment_bytes)
+        return SegmentFile(descriptor, segment, self._segment_bytes)
 
     def wait(self):
         """Until the thread has ended."""

@@ -17,6 +17,7 @@ from shm.records import (
     ASSET_NAME_BYTES_MAX,
     ASSET_SUMMARY,
     BALANCE_ROW,
+    COMMAND_SLOTS_MAX,
     DEPTH_ROW,
     INT64_MAX,
     JOURNAL,
@@ -206,9 +207,17 @@ def reply_slots_needed(limits):
     return -(-(REPLY_HEADER.itemsize + payload_bytes) // REPLY_SLOT_BYTES)
 
 
+def reserve_slots(gateways, command_slots, journal_slots):
+    """Slots that may still come to the journal when its room is looked at: the ring once in the span that is written
+    until the next look, and once more, full again by then, behind full command rings; and from each gateway a command
+    that was on its way when writes were refused. No record takes more slots than its command."""
+    return 2 * journal_slots + gateways * (command_slots + COMMAND_SLOTS_MAX)
+
+
 def segment_bytes_needed(rings):
-    """Bytes of a journal file that takes, twice over, all that the rings can hold: what has entered still fits."""
-    return PAGE_BYTES + 2 * JOURNAL.itemsize * (rings.journal_slots + rings.gateways * rings.command_slots)
+    """Bytes of a journal file that takes the reserve twice over: what has entered still fits, and some more does."""
+    slots = 2 * reserve_slots(rings.gateways, rings.command_slots, rings.journal_slots)
+    return PAGE_BYTES + -(-slots * JOURNAL.itemsize // PAGE_BYTES) * PAGE_BYTES
 
 
 def parse_address(text):

@@ -12,18 +12,15 @@ from pathlib import Path
 
 
 def fatal(data, process, text):
-    """Append one line: time (s since the epoch), process, pid, text. Also said on stderr."""
+    """Append one line: time (s since the epoch), process, pid, text. Also said on stderr. Raises no OSError."""
     line = json.dumps({"time": time.time(), "process": process, "pid": os.getpid(), "text": text}, ensure_ascii=False)
     with suppress(OSError):
-        _append(Path(data) / "log" / "fatal.log", line.encode() + b"\n")
+        path = Path(data) / "log" / "fatal.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, line.encode() + b"\n")
+        finally:
+            os.close(descriptor)
     with suppress(OSError):
         print(f"{process}: fatal: {text}", file=sys.stderr, flush=True)
-
-
-def _append(path, line):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(descriptor, line)
-    finally:
-        os.close(descriptor)

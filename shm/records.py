@@ -178,7 +178,7 @@ STAMP_FIELDS = [
     ("event_end", "<i8"),      # in the events ring, after this command's events
     ("previous", "<u8"),       # chain value of the record before
     ("chain", "<u8"),          # over `previous` and every other word of the record
-    ("known_synced", "<i8"),   # sequence known to be on disk when this was written
+    ("known_synced", "<i8"),   # sequence known to be on disk when the matcher made this; a copy keeps it
     ("generation", "<u4"),     # of the shared memory `position` speaks of
     ("gateway", "u1"),
     ("record_slots", "u1"),    # of the journal ring, and of JOURNAL.itemsize in the file

@@ -80,7 +80,7 @@ class CounterWord(IntEnum):
     STARTED_NS = 1                 # CLOCK_REALTIME
     HEARTBEAT_NS = 2               # CLOCK_MONOTONIC
     READY = 3                      # 1 once it serves
-    RECORDS = 4                    # handled since its start
+    RECORDS = 4                    # handled since it serves; matcher, journaler: before that, parts of the journal
     BATCHES = 5
     LARGEST_BATCH = 6
     FULL = 7                       # times a ring had no room

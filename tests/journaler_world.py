@@ -2,23 +2,26 @@
 import errno
 import os
 import shutil
+import subprocess
 import types
 import uuid
+from contextlib import contextmanager
 
 import numpy as np
+import pytest
 
 from pipeline import journal, segment_file
 from pipeline.chain import SLOT_BYTES
 from pipeline.journaling import Journaler
 from pipeline.release import CURSOR, journal_word
-from pipeline.segment_file import HEADER_BYTES
+from pipeline.segment_file import HEADER_BYTES, SEAL, SEAL_OFFSET
 from shm import segments
 from shm.records import CONFIGURATION_GATEWAY
 from shm.segments import CommandWord, CounterWord, EventWord, JournalWord, ReplyWord, RingSizes, Role
 from tests.fake_matcher import FakeMatcher
 
 RINGS = RingSizes(gateways=2, command_slots=64, reply_slots=128, journal_slots=128, event_slots=64)
-SEGMENT_BYTES = HEADER_BYTES + 400 * SLOT_BYTES
+SEGMENT_BYTES = HEADER_BYTES + 1000 * SLOT_BYTES
 MODES = ("always", "interval", "none")
 
 
@@ -149,6 +152,8 @@ class Disk:
                 continue
             old, new = self.synced[path.stat().st_ino], path.read_bytes()
             content = bytearray(old)
+            if rng.random() < 0.5:
+                content[SEAL_OFFSET:SEAL_OFFSET + SEAL.itemsize] = new[SEAL_OFFSET:SEAL_OFFSET + SEAL.itemsize]
             for offset in range(HEADER_BYTES, len(old), SLOT_BYTES):
                 if rng.random() < 0.6:
                     content[offset:offset + SLOT_BYTES] = new[offset:offset + SLOT_BYTES]
@@ -200,6 +205,20 @@ def some_load(matcher, rng, most):
         else:
             matcher.read(rng.randrange(2), publish=rng.random() < 0.5)
     matcher.publish()
+
+
+@contextmanager
+def mounted(place, size):
+    """A file system of its own with `size` bytes."""
+    place.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)],
+                          capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"a small tmpfs cannot be mounted here: {made.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def broken_sync(monkeypatch, disk=None):

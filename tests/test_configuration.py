@@ -142,7 +142,7 @@ def test_a_buyers_fee_fits_what_the_stock_keeps():
     (document(http={"gateways": 65}), "http.gateways = 65: must be a whole number from 1 to 64"),
     (document(limits={"assets_max": 1}), "limits.assets_max = 1: must be at least 2, the number of [[assets]]"),
     (document(limits={"markets_max": 60000}), "rings.reply_slots = 8192: must be at least 11251"),
-    (document(rings={"journal_slots": 65536}), "journal.segment_bytes = 33554432: must be at least 35655680"),
+    (document(rings={"journal_slots": 65536}), "journal.segment_bytes = 33554432: must be at least 69234688"),
     (document(watcher={"stuck_after_ms": 1999}), "watcher.stuck_after_ms = 1999"),
 ])
 def test_a_broken_rule_is_the_only_problem_told(found, words):

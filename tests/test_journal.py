@@ -14,7 +14,7 @@ from pipeline import journal, segment_content, segment_file
 from pipeline.chain import CHAIN_WORD, SLOT_BYTES, SLOT_WORDS, chain_value
 from pipeline.journal import JournalDamaged, Remains
 from pipeline.segment_content import SegmentContent, runs_of
-from pipeline.segment_file import HEADER_BYTES, JournalRefused, NextSegment
+from pipeline.segment_file import HEADER_BYTES, SEAL_OFFSET, JournalRefused, NextSegment
 from shm.records import DETAIL_BYTES_MAX, JOURNAL, RecordKind
 from tests.fake_matcher import SEGMENT_BYTES, History, write_segment
 
@@ -131,7 +131,7 @@ def test_a_record_cut_to_fewer_slots_or_lengthened_by_zeros_has_another_chain_va
 def whole_in(words):
     """The sequences of the runs in these slots, as (first, last)."""
     content = _Memory(words)
-    return [(run.first_sequence, run.last_sequence) for run in runs_of(content, lambda: None)[0] if run.first_sequence]
+    return [(run.first_sequence, run.last_sequence) for run in runs_of(content)[0] if run.first_sequence]
 
 
 class _Memory:
@@ -141,8 +141,11 @@ class _Memory:
         self.slots = np.ascontiguousarray(words).reshape(-1, SLOT_WORDS)
         self.slots.flags.writeable = False
 
-    def check_readable(self, progress):
-        progress()
+    def check_readable(self):
+        pass
+
+    def progress(self):
+        pass
 
 
 def test_zeros_and_ones_hold_no_record():
@@ -205,12 +208,36 @@ def test_records_come_back_as_they_were_written_through_several_segments(directo
     assert places(directory) == [(1, 1, 4), (2, 5, 5), (3, 6, 10)]
 
 
-def test_a_long_reading_shows_that_it_goes_on(directory):
+def test_a_long_reading_shows_that_it_goes_on(directory, monkeypatch):
+    monkeypatch.setattr(segment_content, "SLOTS_AT_ONCE", 512)
+    history = History()
     for number in (1, 2, 3):
-        write_segment(directory, INSTANCE, number, [], HEADER_BYTES + 8192 * SLOT_BYTES)
+        write_segment(directory, INSTANCE, number, history.records(2048), HEADER_BYTES + 8192 * SLOT_BYTES)
     calls = []
-    journal.spans(directory, INSTANCE, progress=lambda: calls.append(True))
-    assert len(calls) == 3 * 3  # once a megabyte
+    found = journal.spans(directory, INSTANCE, progress=lambda: calls.append(True))
+    assert len(calls) == 3 * (3 + 16)  # once a megabyte that is read, once for 512 slots that are looked at
+    found.spans_from(2048)
+    assert len(calls) == 3 * (3 + 16) + 4  # once for 512 records that are passed over
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 7])
+def test_a_segment_looked_at_in_small_pieces_holds_the_same(directory, slots, monkeypatch):
+    # given records of one slot and of several, two histories, damage of several slots, and zeros between them
+    history, rng = History(), random.Random(slots)
+    written = [history.record(bytes(rng.choice((0, 0, 700)))) for _ in range(60)] + History(90).records(20)
+    path = write_segment(directory, INSTANCE, 1, written)
+    for slot in rng.sample(range(100), 8):
+        overwrite(path, offset_of(slot), rng.choice((b"damage", bytes(SLOT_BYTES), bytes([7]) * 3 * SLOT_BYTES)))
+    content = SegmentContent(segment_file.segments_of(directory, INSTANCE)[0], lambda: None)
+
+    def found():
+        runs, highest = runs_of(content)
+        return [(run.start_slot, run.end_slot, run.first_sequence, run.last_sequence, run.previous, run.chain)
+                for run in runs], highest
+    whole = found()
+    assert len(whole[0]) > 8
+    monkeypatch.setattr(segment_content, "SLOTS_AT_ONCE", slots)
+    assert found() == whole
 
 
 def test_reading_from_any_sequence_on_skips_just_those_before(directory):
@@ -407,10 +434,10 @@ def test_a_file_that_the_disk_cannot_read_is_refused_in_words(directory, monkeyp
 
         def readinto(self, _):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-    content = SegmentContent(segment_file.segments_of(directory, INSTANCE)[0])
+    content = SegmentContent(segment_file.segments_of(directory, INSTANCE)[0], lambda: None)
     monkeypatch.setattr(segment_content, "open", lambda *_, **__: BadSector(), raising=False)
     with pytest.raises(JournalRefused, match=f"{path} cannot be read at offset 0 .Input/output error.: restore"):
-        content.check_readable(lambda: None)
+        content.check_readable()
 
 
 # --- what does not belong there
@@ -629,6 +656,28 @@ def test_a_file_whose_write_or_sync_failed_is_never_written_or_synced_again(dire
         segment.append(history.record())
     with pytest.raises(AssertionError):
         segment.finish()
+
+
+def test_a_seal_names_the_journals_end_or_is_none(directory):
+    history = History()
+    segment = prepared(directory).take()
+    segment.append(history.record())
+    with pytest.raises(AssertionError):
+        segment.seal(1, history.chain)
+    segment.sync()
+    assert not journal.spans(directory, INSTANCE).is_sealed
+    segment.seal(1, history.chain)
+    assert journal.spans(directory, INSTANCE).is_sealed
+    # when a record follows, or the seal is torn, then it says nothing
+    segment.append(history.record())
+    assert not journal.spans(directory, INSTANCE).is_sealed
+    segment.sync()
+    segment.seal(2, history.chain)
+    assert journal.spans(directory, INSTANCE).is_sealed
+    overwrite(segment.segment.path, SEAL_OFFSET + 3, b"x")
+    assert segment_file.seal_of(segment.segment.path) == (0, 0)
+    assert sequences(directory) == [1, 2]
+    segment.finish()
 
 
 def test_a_finished_segment_gives_its_room_back_and_stays_readable_for_who_has_it_mapped(directory):

@@ -5,35 +5,38 @@ import os
 import random
 import resource
 import shutil
-import subprocess
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline import journal, journaling, segment_file
+from pipeline import journal, journaling, segment_content, segment_file
 from pipeline.chain import SLOT_BYTES
 from pipeline.journal import JournalDamaged
 from pipeline.journaling import Defect, Journaler
 from pipeline.release import set_journal_word
-from pipeline.segment_file import HEADER_BYTES, JournalRefused
+from pipeline.segment_file import HEADER_BYTES, JournalRefused, JournalUnwritable, NextSegment, SegmentFile
 from shm import doorbell, segments
 from shm.records import CONFIGURATION_GATEWAY, JOURNAL
-from shm.segments import CommandWord, EventWord, JournalWord, ReplyWord, Role
+from shm.segments import CommandWord, CounterWord, EventWord, JournalWord, ReplyWord, Role
 from tests.fake_matcher import History, write_segment
 from tests.journaler_world import (
     MODES,
     SEGMENT_BYTES,
     Disk,
     Killed,
+    StandIn,
     World,
     broken_sync,
     check_words,
+    mounted,
     some_load,
     trace,
 )
+from tools.launcher import Page
 
-RESERVE_SLOTS = 128 + 2 * (64 + 44)
+RESERVE_SLOTS = 2 * 128 + 2 * (64 + 44)
 ORDER = {  # of the model: what becomes of a span once it is written
     "always": ["sync", "synced word", "reply tails", "released positions", "ring head"],
     "interval": ["reply tails", "released positions"],
@@ -112,7 +115,8 @@ def test_a_record_of_the_configuration_moves_no_gateways_words(world):
 @pytest.mark.parametrize("mode", MODES)
 def test_no_word_ever_shows_what_its_mode_does_not_promise(world, mode, monkeypatch):
     disk, rng = Disk(world, monkeypatch), random.Random(mode)
-    journaler = world.open(mode, interval_ms=0 if mode == "interval" else 100)
+    journaler = world.open(mode, interval_ms=0 if mode == "interval" else 100,
+                           segment_bytes=HEADER_BYTES + 400 * SLOT_BYTES)
     trace(journaler, lambda _: check_words(world, disk, mode))
     for _ in range(40):
         some_load(world.matcher, rng, 12)
@@ -338,16 +342,94 @@ def _records_in(content):
     return [record for record in slots if record["sequence"]]
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_reboots_write_the_unsynced_tail_again_and_once_only(world, mode, end):
+    # given a journal of three full segments and some more
+    world.open(mode)
+    while len(segments_in(world)) < 4:
+        world.matcher.write(0)
+        world.drain()
+    world.matcher.write(0)
+    world.drain()
+    if end == "stop":
+        world.journaler.finish()
+    # when the rings are lost again and again without a write in between
+    for _ in range(3):
+        world.renew_memory()
+        world.start(mode)
+        # then a killed journaler's tail is written again the first time, and what was synced to its end never
+        assert len(segments_in(world)) == (4 if end == "stop" else 5)
+        assert world.word(JournalWord.SYNCED) == world.matcher.sequence
+
+
+def segments_in(world):
+    return list(world.directory.glob("*.journal"))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_segment_is_sealed_when_all_up_to_there_is_on_disk_and_not_before(world, mode, monkeypatch):
+    disk, sealed = Disk(world, monkeypatch), []
+    seal = SegmentFile.seal
+
+    def watched(segment, sequence, chain):
+        assert sequence <= disk.sequence()
+        sealed.append(sequence)
+        seal(segment, sequence, chain)
+    monkeypatch.setattr(SegmentFile, "seal", watched)
+    history = History()
+    write_segment(world.directory, world.instance, 1, history.records(3), SEGMENT_BYTES)
+    world.open(mode)
+    world.matcher.write(0)
+    world.journaler.finish()
+    assert sealed == [3, 4]
+
+
+def test_a_seal_of_another_history_is_not_believed(world):
+    # given a journal whose sealed tail was lost, and another one of the same length written instead
+    world.open()
+    world.matcher.write(0)
+    world.journaler.finish()
+    (path,) = segments_in(world)
+    content = bytearray(path.read_bytes())
+    content[HEADER_BYTES:HEADER_BYTES + SLOT_BYTES] = bytes(SLOT_BYTES)
+    path.write_bytes(content)
+    write_segment(world.directory, world.instance, 2, History().records(1, price=5), SEGMENT_BYTES)
+    # when it is opened, then the other one is synced
+    world.renew_memory()
+    world.start()
+    assert len(segments_in(world)) == 3 and world.word(JournalWord.SYNCED) == 1
+
+
+def test_a_start_on_a_long_journal_shows_watcher_and_launcher_that_it_goes_on(world, monkeypatch):
+    # given 900 records of which the last 450 are written again, in a file of 1,000 slots
+    history = History()
+    write_segment(world.directory, world.instance, 1,
+                  [*history.records(450), *history.records(450, known_synced=450)], SEGMENT_BYTES)
+    for module in (segment_content, journaling):
+        monkeypatch.setattr(module, "SLOTS_AT_ONCE", 50)
+    pages, beat = set(), StandIn.beat
+
+    def watched(process):
+        beat(process)
+        pages.add(Page.of(process.counters.tolist()))
+    monkeypatch.setattr(StandIn, "beat", watched)
+    # when the journaler opens it, then it beats, and its page changes, with every 50 slots
+    world.start()
+    assert len(pages) >= (1000 + 450 + 450) // 50
+    assert world.journaler.process.counters[CounterWord.RECORDS] == 0
+
+
 def test_an_unsynced_tail_of_several_segments_is_written_again(world):
     history = History()
     for number in (1, 2, 3):
         write_segment(world.directory, world.instance, number,
-                      [history.record(bytes(300)) for _ in range(130)], SEGMENT_BYTES)
+                      [history.record(bytes(300)) for _ in range(300)], SEGMENT_BYTES)
     world.start()
     found = journal.spans(world.directory, world.instance)
-    assert (found.end_sequence, found.end_chain) == (390, int(history.chain))
+    assert (found.end_sequence, found.end_chain) == (900, int(history.chain))
     assert {span.path.name for span in found.spans} == {f"{number:08}.journal" for number in (4, 5, 6)}
-    assert world.word(JournalWord.SYNCED) == 390
+    assert world.word(JournalWord.SYNCED) == 900
 
 
 def test_a_ring_that_was_never_opened_counts_as_none(world, monkeypatch):
@@ -465,14 +547,13 @@ def test_a_segment_is_synced_before_the_next_one_begins_in_every_mode(world, mod
     # when a record comes that has no room in it
     world.matcher.write(0, bytes(8192))
     world.drain()
-    # then all before it was on disk when the next one was begun; with interval that is published, with none it is not
+    # then all before it was on disk when the next one was begun, and that is published
     (durable, words), = seen
-    assert durable == last
-    assert words["synced"] == (0 if mode == "none" else last)
+    assert durable == words["synced"] == last
     assert world.sequences() == list(range(1, last + 2))
 
 
-def test_with_none_followers_follow_what_is_released_and_nothing_is_called_synced(world):
+def test_with_none_followers_follow_what_is_released_and_it_is_called_synced_when_its_segment_ends(world):
     journaler = world.open("none")
     seen = {}
     trace(journaler, lambda name: seen.update({name: world.words()}))
@@ -481,6 +562,25 @@ def test_with_none_followers_follow_what_is_released_and_nothing_is_called_synce
     assert seen["released positions"]["followable"] == 0
     assert seen["followable word"]["followable"] == 1 and seen["followable word"]["head"] == 0
     assert (world.word(JournalWord.HEAD), world.word(JournalWord.SYNCED)) == (1, 0)
+    journaler.finish()
+    assert (world.word(JournalWord.HEAD), world.word(JournalWord.SYNCED)) == (1, 1)
+
+
+def test_with_none_nothing_more_is_called_synced_after_a_kill_left_a_segment_that_nobody_syncs(world, monkeypatch):
+    # given records that left the ring without a sync
+    disk = Disk(world, monkeypatch)
+    world.open("none")
+    world.matcher.write(0)
+    world.drain()
+    # when the next journaler syncs its own segment, behind them
+    world.start("none")
+    world.matcher.write(0)
+    world.journaler.finish()
+    assert (world.word(JournalWord.SYNCED), disk.sequence()) == (0, 0)
+    # when the rings are lost, then all is written again
+    world.renew_memory()
+    world.start("none")
+    assert (world.word(JournalWord.SYNCED), disk.sequence()) == (2, 2)
 
 
 @pytest.mark.parametrize("mode", ["always", "interval"])
@@ -600,6 +700,50 @@ def test_a_broken_disk_is_not_filled_with_segments_that_hold_nothing(world, mode
     assert world.word(JournalWord.HEAD) == 5
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_directory_that_cannot_be_synced_is_not_filled_with_segments(world, mode, monkeypatch):
+    world.open(mode)
+    world.matcher.write(0)
+
+    def broken(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    monkeypatch.setattr(segment_file, "sync_directory", broken)
+    for _ in range(3):
+        journaler = world.start(mode)
+        with pytest.raises(OSError, match="Input/output error"):
+            journaler.do_work()
+        journaler.abandon()
+        assert segments_in(world) == [] and world.word(ReplyWord.TAIL) == 0
+    monkeypatch.undo()
+    world.start(mode)
+    world.drain()
+    assert world.sequences() == [1] and len(segments_in(world)) == 1
+
+
+def test_a_broken_disk_that_keeps_its_files_too_is_still_told_of_as_such(world, monkeypatch):
+    def read_only(_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    journaler = world.open()
+    world.matcher.write(0)
+    broken_sync(monkeypatch)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(JournalUnwritable, match="Input/output error"):
+        journaler.do_work()
+    journaler.abandon()
+
+
+def test_writes_are_refused_before_anybody_is_told_why(world, monkeypatch):
+    world.open()
+    world.matcher.write(0)
+    world.drain()
+    no_room_for_files(world, monkeypatch)
+    refusing = []
+    monkeypatch.setattr(journaling, "fatal", lambda *_: refusing.append(world.word(JournalWord.REFUSING)))
+    world.start()
+    world.journaler.do_work()
+    assert refusing == [errno.ENOSPC]
+
+
 def test_a_failed_write_publishes_nothing(world):
     journaler = world.open()
     world.matcher.write(0)
@@ -623,16 +767,9 @@ def test_a_failed_write_publishes_nothing(world):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of its own with room for two segments and a little."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    size = 2 * SEGMENT_BYTES + 16384
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)],
-                          capture_output=True, text=True, check=False)
-    if made.returncode:
-        pytest.skip(f"a small tmpfs cannot be mounted here: {made.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    """Room for two segments and a little."""
+    with mounted(tmp_path / "disk", 2 * SEGMENT_BYTES + 16384) as place:
+        yield place
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -684,6 +821,51 @@ def test_a_full_disk_refuses_new_writes_in_time_and_what_has_entered_still_fits(
     assert len(lines) == 1 and "No space left on device" in lines[0]["text"] and "make room" in lines[0]["text"]
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_span_as_long_as_the_ring_uses_no_room_that_is_kept_for_what_has_entered(world, mode, monkeypatch):
+    # given a full disk, and just enough room to take no notice of that
+    journaler = world.open(mode)
+    world.matcher.write(0)
+    world.drain()
+    no_room_for_files(world, monkeypatch)
+    while journaler.segment.room_slots > RESERVE_SLOTS:
+        world.matcher.write(0)
+        world.drain()
+    assert world.word(JournalWord.REFUSING) == 0
+    # when a full ring is written at once, then writes are refused, though another try to make a file is under way
+    journaler.next_segment.working = True
+    fill_ring(world)
+    journaler.do_work()
+    assert world.word(JournalWord.REFUSING) == errno.ENOSPC
+    journaler.next_segment.working = False
+    # and what has entered by then has room: the ring, full again, full command rings, a last command of each gateway
+    fill_ring(world)
+    journaler.do_work()
+    for _ in range(2 * (64 + 44)):
+        world.matcher.write(0)
+        world.drain()
+    assert not journaler.stalled
+    assert world.word(ReplyWord.TAIL, 0) == world.matcher.reply_ends[0]
+
+
+def no_room_for_files(world, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    world.journaler.next_segment.wait()
+    (world.directory / "next.prepared").unlink()
+    world.journaler.next_segment.ready = False
+    monkeypatch.setattr(segment_file.os, "posix_fallocate", full)
+    world.journaler.do_work()
+    world.journaler.next_segment.wait()
+    assert world.journaler.next_segment.problem.errno == errno.ENOSPC
+
+
+def fill_ring(world):
+    while world.matcher.room:
+        world.matcher.write(0, publish=False)
+    world.matcher.publish()
+
+
 def test_a_restart_on_a_full_disk_keeps_refusing_without_a_second_alert(world, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -710,6 +892,16 @@ def test_a_restart_on_a_full_disk_keeps_refusing_without_a_second_alert(world, m
     world.drain()
     journaler.do_work()
     assert world.word(ReplyWord.TAIL, 0) == 6 and world.word(JournalWord.REFUSING) == 0
+
+
+def test_a_defect_in_the_making_of_the_next_segment_ends_the_journaler(world, monkeypatch):
+    def broken(*_):
+        raise ValueError("no such number")
+    monkeypatch.setattr(NextSegment, "_fill", broken)
+    journaler = world.start()
+    assert is_rung(doorbell.open_bell(world.data / "run", "journaler"))
+    with pytest.raises(Defect, match="no such number"):
+        journaler.do_work()
 
 
 # --- what does not belong there

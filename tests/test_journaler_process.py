@@ -1,4 +1,5 @@
 """The journaler as a process: it serves, sleeps, stops, and comes back after kill -9 with nothing lost or doubled."""
+import errno
 import json
 import os
 import random
@@ -8,18 +9,20 @@ import subprocess
 import sys
 import time
 import types
+from contextlib import contextmanager
 
 import pytest
 
 from pipeline import journal
 from pipeline.chain import SLOT_BYTES
 from pipeline.segment_file import HEADER_BYTES
-from shm import doorbell, segments
+from shm import configuration, doorbell, segments
 from shm.segments import CommandWord, CounterWord, EventWord, JournalWord, ReplyWord, RingSizes, Role
 from tests.fake_matcher import FakeMatcher, History, write_segment
-from tests.journaler_world import MODES, SEGMENT_BYTES, World, some_load
+from tests.journaler_world import MODES, SEGMENT_BYTES, World, mounted, some_load
 from tests.launched import KERNELS, ROOT, WAIT_SECONDS, wait_for
 
+RINGS = RingSizes(gateways=2, command_slots=64, reply_slots=256, journal_slots=128, event_slots=64)
 SETTINGS = """
 [journal]
 sync = "{sync}"
@@ -53,13 +56,14 @@ min_amount = "0.001"
 class Running:
     """A journaler process on a world's data directory; the test holds the other end of the rings."""
 
-    def __init__(self, world, sync="always", **options):
+    def __init__(self, world, sync="always", program=("-m", "pipeline.journaler"), stderr=None):
         self.world, self.config = world, world.data / "exchange.toml"
-        self.config.write_text(SETTINGS.format(sync=sync, segment_bytes=135168, kernels=KERNELS))
+        self.config.write_text(SETTINGS.format(
+            sync=sync, segment_bytes=configuration.segment_bytes_needed(world.sizes), kernels=KERNELS))
         with open(world.data / "journaler.log", "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.journaler", "--config", str(self.config),
-                 "--data", str(world.data)], cwd=ROOT, stderr=log, **options)
+                [sys.executable, *program, "--config", str(self.config), "--data", str(world.data)], cwd=ROOT,
+                stderr=stderr or log)
 
     @property
     def counters(self):
@@ -77,20 +81,36 @@ class Running:
         return (self.world.data / "journaler.log").read_text()
 
 
-@pytest.fixture
-def run(tmp_path):
-    world = World(tmp_path / "data", RingSizes(2, 64, 256, 128, 64))
+@contextmanager
+def runs(data):
+    world = World(data, RINGS)
     started = []
 
     def start(*arguments, **options):
         started.append(Running(world, *arguments, **options))
         return started[-1]
-    yield types.SimpleNamespace(world=world, start=start)
-    for running in started:
-        if running.process.poll() is None:
-            running.process.kill()
-            running.process.wait()
-    segments.unlink(world.instance)
+    try:
+        yield types.SimpleNamespace(world=world, start=start)
+    finally:
+        for running in started:
+            if running.process.poll() is None:
+                running.process.kill()
+                running.process.wait()
+        segments.unlink(world.instance)
+
+
+@pytest.fixture
+def run(tmp_path):
+    with runs(tmp_path / "data") as run:
+        yield run
+
+
+@pytest.fixture
+def run_on_small_disk(tmp_path):
+    """All of the data directory on a disk with room for two segments and a little."""
+    with (mounted(tmp_path / "disk", 2 * configuration.segment_bytes_needed(RINGS) + 65536) as disk,
+          runs(disk / "data") as run):
+        yield run
 
 
 def submit(world, bell, rng, load=some_load):
@@ -118,7 +138,8 @@ def test_a_journaler_process_serves_sleeps_and_stops(run, sync):
     wait_for(lambda: world.word(JournalWord.HEAD) == world.matcher.cursor, "the ring's head")
     assert running.counters[CounterWord.RECORDS] == len(world.matcher.stamps)
     assert 1 <= running.counters[CounterWord.LARGEST_BATCH] <= 12
-    assert running.counters[CounterWord.SEQUENCE] == (0 if sync == "none" else world.matcher.sequence)
+    assert running.counters[CounterWord.SEQUENCE] == world.word(JournalWord.SYNCED)
+    assert sync == "none" or world.word(JournalWord.SYNCED) == world.matcher.sequence
     # when nothing happens, it wakes once a second to beat
     time.sleep(0.2)
     wakeups, beat = (int(running.counters[word]) for word in (CounterWord.WAKEUPS, CounterWord.HEARTBEAT_NS))
@@ -204,3 +225,68 @@ def test_a_disk_that_cannot_be_written_ends_the_process_and_keeps_the_reply_back
     assert world.sequences() == [1, 2]
     assert running.end(signal.SIGTERM) == 0
     os.close(bell)
+
+
+def test_a_disk_that_is_full_to_the_last_byte_ends_nothing_but_writes(run_on_small_disk):
+    world = run_on_small_disk.world
+    running = run_on_small_disk.start()
+    wait_for(running.is_ready, "ready")
+    world.matcher = FakeMatcher(world.memory)
+    bell = doorbell.open_bell(world.data / "run", "journaler")
+
+    def entered(command):
+        command(0)
+        doorbell.ring(bell)
+        wait_for(lambda: all_out(world), "the reply")
+    # given a second segment, and then not a byte more, also for what is said of that
+    entered(world.matcher.write)
+    wait_for((world.directory / "next.prepared").exists, "the next segment")
+    fill(world.data / "other")
+    while world.word(JournalWord.REFUSING) == 0:
+        assert world.matcher.sequence < 2000
+        entered(world.matcher.write)
+    assert world.word(JournalWord.REFUSING) == errno.ENOSPC
+    # then what has entered is still let out, reads go on, and the process is the same
+    for _ in range(100):
+        entered(world.matcher.write)
+        entered(world.matcher.read)
+    assert running.is_ready() and world.word(JournalWord.REFUSING) == errno.ENOSPC
+    # when there is room again, then writes are taken again
+    (world.directory / "00000001.journal").unlink()
+    wait_for(lambda: world.word(JournalWord.REFUSING) == 0, "room")
+    entered(world.matcher.write)
+    assert running.end(signal.SIGTERM) == 0
+    os.close(bell)
+
+
+def fill(path):
+    with open(path, "wb", buffering=0) as file:
+        for size in (4096, 1):
+            try:
+                while file.write(bytes(size)):
+                    pass
+            except OSError as problem:
+                assert problem.errno == errno.ENOSPC
+
+
+def test_a_stderr_that_nobody_reads_ends_nothing(run):
+    reader, writer = os.pipe()
+    os.close(reader)
+    running = run.start(stderr=writer)
+    os.close(writer)
+    wait_for(running.is_ready, "ready")
+    assert running.end(signal.SIGTERM) in (0, 120)  # Python's own word for a stderr that takes no last flush
+
+
+def test_trouble_with_anything_but_the_journal_is_not_called_trouble_with_the_journal(run):
+    running = run.start(program=("-c", """
+from pipeline import journaler
+from shm.process import Process
+
+def broken(process):
+    raise BrokenPipeError(32, "Broken pipe")
+Process.ready = broken
+journaler.main()
+"""))
+    assert running.process.wait(WAIT_SECONDS) == 1
+    assert "BrokenPipeError" in running.said() and "cannot be written" not in running.said()

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline import journal, matcher_agent
+from pipeline import journal, matcher_agent, replay, segment_content
 from pipeline.matcher_agent import Broken, Matcher
 from pipeline.release import journal_word, set_journal_word
 from pipeline.sequencer import BROKE, LOOK, LOOK_EVERY_NS, SPIN_NS, STAMPED_NS, serve
@@ -34,6 +34,7 @@ from tests import litmus
 from tests.fake_matcher import ring_records
 from tests.journaler_world import RINGS, World
 from tests.launched import wait_for
+from tools.launcher import Page
 
 SETTINGS = configuration.load(Path(__file__).parents[1] / "exchange.toml")
 HOUR_NS = 3600 * 10**9
@@ -278,6 +279,29 @@ def test_a_refusal_and_a_read_pass_as_marks_and_take_no_sequence(exchange):
     assert exchange.sequence == before + 1
     assert exchange.word(CommandWord.RELEASED) == 3
     assert exchange.matcher.out.header[0]["result"] == Result.OK
+
+
+def test_a_start_on_a_long_journal_shows_watcher_and_launcher_that_it_goes_on(exchange, monkeypatch):
+    # given some records in a file of 1,000 slots
+    exchange.start()
+    for business_id in range(50):
+        exchange.deposit(business_id)
+    exchange.serve()
+    exchange.journal()
+    records = exchange.sequence
+    for module in (segment_content, replay):
+        monkeypatch.setattr(module, "SLOTS_AT_ONCE", 5)
+    pages, beat = set(), Member.beat
+
+    def watched(process):
+        beat(process)
+        pages.add(Page.of(process.counters.tolist()))
+    monkeypatch.setattr(Member, "beat", watched)
+    # when a matcher starts, then it beats, and its page changes, with every 5 slots
+    exchange.start()
+    assert exchange.sequence == records > 50
+    assert len(pages) >= (1000 + 50 + 50) // 5  # read, searched for limits, applied
+    assert exchange.matcher.process.counters[CounterWord.RECORDS] == 0
 
 
 def test_nothing_is_visible_before_the_journaler_has_written_it(exchange):
