@@ -26,6 +26,7 @@ from shm import configuration, kernel_cache
 from shm.configuration import ConfigurationError
 from shm.fatal_log import fatal
 from shm.kernel_cache import CompilationFailed
+from shm.log import say
 from shm.process import HEARTBEAT_SECONDS, Process, die_with_parent
 from shm.segments import Role
 
@@ -155,7 +156,7 @@ async def serve(process, bridge, answers, settings):
     sockets = bind_sockets(settings.http.port, settings.http.host, reuse_port=settings.http.gateways > 1)
     listener.add_sockets(sockets)
     process.ready()
-    print(f"{process.name}: serves {', '.join(map(_address, sockets))}", file=sys.stderr, flush=True)
+    say(process.name, f"serves {', '.join(map(_address, sockets))}")
     await stop.wait()
     listener.stop()
     server.stopping = True

@@ -14,13 +14,13 @@ from pipeline.segment_file import HEADER_BYTES, JournalRefused, seal_of, segment
 
 
 class JournalDamaged(JournalRefused):
-    """A record is missing that was synced: `path`, `offset` (where it should be), `sequence`."""
+    """A record is missing that was written: `path`, `offset` (where it should be), `sequence`."""
 
     def __init__(self, path, offset, sequence, synced):
         super().__init__(
             f"{path} at offset {offset}: the record of sequence {sequence} is damaged or missing, but everything up to"
-            f" sequence {synced} was synced and may have been answered: restore this file from a copy, then start again"
-            " (keep what is in the directory until then)")
+            f" sequence {synced} was written and may have been answered: restore this file from a copy, then start"
+            " again (keep what is in the directory until then)")
         self.path, self.offset, self.sequence = path, offset, sequence
 
 
@@ -77,11 +77,13 @@ class Journal:
         return kept
 
 
-def spans(directory, instance, from_sequence=1, progress=lambda: None):
+def spans(directory, instance, from_sequence=1, written=0, progress=lambda: None):
     """The journal of this instance in a directory, as `Journal`; empty where there is none.
 
-    `progress()` is called now and then, also by what is done with the result later.
-    Raises JournalRefused for files that do not belong there, JournalDamaged where a synced record is missing.
+    `written` is a sequence up to which all was written, as shared memory knows it; `progress()` is called now and then,
+    also by what is done with the result later.
+    Raises JournalRefused for files that do not belong there, JournalDamaged where a record is missing that was synced,
+    as a later record or a seal says, or written.
     """
     runs, damage, highest = [], [], 0
     contents = [SegmentContent(segment, progress) for segment in segments_of(directory, instance)]
@@ -91,10 +93,12 @@ def spans(directory, instance, from_sequence=1, progress=lambda: None):
         runs += [run for run in found if run.first_sequence]
         damage += [run for run in found if not run.first_sequence]
     in_order, end_sequence, end_chain = read_order(runs)
-    if highest > end_sequence:
-        path, offset = _place_of_missing(contents, in_order, runs + damage)
-        raise JournalDamaged(path, offset, end_sequence + 1, highest)
-    is_sealed = any(seal_of(content.path) == (end_sequence, end_chain) for content in reversed(contents))
+    seals = [seal_of(content.path) for content in contents]
+    known = max(highest, written, *(sequence for sequence, _chain in seals)) if seals else written
+    if known > end_sequence:
+        path, offset = _place_of_missing(contents, in_order, runs + damage) if contents else (directory, 0)
+        raise JournalDamaged(path, offset, end_sequence + 1, known)
+    is_sealed = (end_sequence, end_chain) in seals
     journal = Journal(end_sequence, end_chain, highest, is_sealed, _remains(in_order, runs, damage, end_sequence),
                       in_order)
     return journal if from_sequence == 1 else replace(journal, spans=journal.spans_from(from_sequence))

@@ -32,10 +32,11 @@ from pipeline.release import (
     set_journal_word,
 )
 from pipeline.segment_content import SLOTS_AT_ONCE, as_records, slot_within
-from pipeline.segment_file import NextSegment, make_directory, segments_of
+from pipeline.segment_file import JournalRefused, NextSegment, make_directory, segments_of, sync_directory
 from shm import doorbell
 from shm.configuration import reserve_slots
 from shm.fatal_log import fatal
+from shm.log import say
 from shm.process import HEARTBEAT_SECONDS, instance_of
 from shm.records import JOURNAL, STAMP_FIELDS
 from shm.segments import CounterWord, slot_view
@@ -88,6 +89,7 @@ class Journaler:
         self._poll = select.poll()
         self._poll.register(self._bell, select.POLLIN)
         self._instance, self._directory = instance_of(process.data), process.data / "journal"
+        self._begun = process.data / "journal.begun"  # that there has been a segment
         make_directory(self._directory)
         existing = segments_of(self._directory, self._instance)
         self._number = existing[-1].number if existing else 0
@@ -108,8 +110,7 @@ class Journaler:
         doorbell.ring(self._bell)
 
     def _say(self, text):
-        with suppress(OSError):  # the service is worth more than a line that finds no reader or no room
-            print(f"{self.process.name}: {text}", file=sys.stderr, flush=True)
+        say(self.process.name, text)
 
     # --- start and end
 
@@ -127,6 +128,7 @@ class Journaler:
 
     def _open(self):
         assert journal_word(self.words, CURSOR) == 0, "the journal ring holds records, but was never opened"
+        self._refuse_a_lost_journal()
         found = self._read()
         for remains in found.remains:
             self._say(f"lost before it was synced, not part of the journal: {remains}")
@@ -141,6 +143,12 @@ class Journaler:
             # it ran with `none`: what left the ring is in files that nobody synced
             self._write_again(self._read(), synced + 1)
         self.span["end"], self.span["sequence"] = journal_word(self.words, HEAD), -1
+
+    def _refuse_a_lost_journal(self):
+        if self._begun.exists() and not segments_of(self._directory, self._instance):
+            raise JournalRefused(
+                f"{self._directory} has no segment, but this data directory had a journal: mount or restore it; to"
+                f" begin anew with nothing, remove {self._begun} first")
 
     def _read(self):
         return journal.spans(self._directory, self._instance, progress=self._show_progress)
@@ -298,6 +306,10 @@ class Journaler:
             return False
         self.segment = self.next_segment.take()
         self._number += 1
+        if not self._begun.exists():
+            with suppress(OSError):  # a full disk may have room for it at the next segment
+                self._begun.touch()
+                sync_directory(self._begun.parent)
         return True
 
     def _finish_segment(self):

@@ -35,6 +35,7 @@ from pipeline.state import ASSETS, DEFECT, EVENT_POSITION, MARKETS, OUTPUT_DIGES
 from shm import doorbell
 from shm.clock import make_scratch
 from shm.fatal_log import fatal
+from shm.log import say
 from shm.process import HEARTBEAT_SECONDS, instance_of
 from shm.records import COMMAND, RECORD_SLOTS_MAX, Result
 from shm.segments import ROLES, CommandWord, CounterWord, EventWord, JournalWord, ReplyWord, Role, slot_view
@@ -111,7 +112,10 @@ class Matcher:
         memory = self.memory
         gateways = memory.commands.shape.rows
         directory = self.process.data / "journal"
-        found = journal.spans(directory, instance_of(self.process.data), progress=self._show_progress)
+        words = memory.journal.words
+        found = journal.spans(
+            directory, instance_of(self.process.data), progress=self._show_progress,
+            written=max(int(journal_word(words, int(word))) for word in (JournalWord.SYNCED, JournalWord.FOLLOWABLE)))
         limits = limits_in(found, seeding.limits_of(self.configuration), self._show_progress)
         replica = Replica(limits)
         journaled = np.zeros(gateways, np.int64)
@@ -133,8 +137,7 @@ class Matcher:
         counters[CounterWord.RECORDS] = 0
         counters[CounterWord.SEQUENCE] = self.state.counters[SEQUENCE]
         counters[CounterWord.OUTPUT_DIGEST] = self.state.counters[OUTPUT_DIGEST]
-        print(f"{self.process.name}: {self.state.counters[SEQUENCE]} records replayed in"
-              f" {time.monotonic() - began:.2f} s", file=sys.stderr, flush=True)
+        say(self.process.name, f"{self.state.counters[SEQUENCE]} records replayed in {time.monotonic() - began:.2f} s")
 
     def _show_progress(self):
         """Of the start, part by part of the journal: the launcher waits for a process whose counters move."""
@@ -177,8 +180,7 @@ class Matcher:
                 (seeding.asset_names(self.state), self.configuration.assets, "asset"),
                 (seeding.market_names(self.state), self.configuration.markets, "market")):
             for name in sorted(set(defined) - {item.name for item in wanted}):
-                print(f"{self.process.name}: {what} {name} is in the journal and not in the configuration: it stays",
-                      file=sys.stderr, flush=True)
+                say(self.process.name, f"{what} {name} is in the journal and not in the configuration: it stays")
 
     # --- in service
 
@@ -207,7 +209,6 @@ class Matcher:
         """Store the state's digest, for whoever compares it with a replay."""
         digest = np.uint64(state_digest(self.state))
         self.process.counters[CounterWord.STATE_DIGEST] = digest.view(np.int64)
-        print(f"{self.process.name}: stopped at sequence {self.state.counters[SEQUENCE]},"
-              f" {self.state.counters[ASSETS]} assets, {self.state.counters[MARKETS]} markets, state digest"
-              f" {int(digest):016x}",
-              file=sys.stderr, flush=True)
+        counters = self.state.counters
+        say(self.process.name, f"stopped at sequence {counters[SEQUENCE]}, {counters[ASSETS]} assets,"
+            f" {counters[MARKETS]} markets, state digest {int(digest):016x}")

@@ -97,7 +97,9 @@ def _refusal(path, instance, number):
     if header["checksum"] != _checksum(content):
         return "has a damaged header"
     if header["instance"].tobytes() != instance.bytes:
-        return f"belongs to instance {uuid.UUID(bytes=header['instance'].tobytes())}, not to {instance}"
+        other = uuid.UUID(bytes=header["instance"].tobytes())
+        return (f"belongs to instance {other}, not to {instance}: where the data directory's file `instance` was lost,"
+                f" write {other} into it; where not")
     if header["number"] != number:
         return f"holds segment {header['number']}, which is not what its name says"
     return None

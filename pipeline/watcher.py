@@ -22,6 +22,7 @@ from supervisor.xmlrpc import Faults, SupervisorTransport
 from shm import configuration
 from shm.configuration import ConfigurationError
 from shm.fatal_log import fatal
+from shm.log import say
 from shm.process import HEARTBEAT_SECONDS, Process, die_with_parent
 from shm.segments import CounterWord, Role
 
@@ -256,8 +257,7 @@ class Watcher:
                 os.close(pidfd)
         self.restarts += 1
         away_ms = (time.monotonic() - member.died_at) * 1000
-        print(f"watcher: {member.title} runs again as process {pid}, {away_ms:.0f} ms after its death was seen",
-              file=sys.stderr, flush=True)
+        say("watcher", f"{member.title} runs again as process {pid}, {away_ms:.0f} ms after its death was seen")
 
 
 def _open_pidfd(pid):

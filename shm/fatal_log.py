@@ -1,14 +1,15 @@
 """The one path of fatal lines: `log/fatal.log` in the data directory, a JSON object a line, for the alert center.
 
 A line is one write to a file opened for appending, so lines of several processes never mix. Where it cannot be written,
-as on a full disk, stderr has it: an alert never ends the process that raises it.
+as on a full disk, the process's own log has it: an alert never ends the process that raises it.
 """
 import json
 import os
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+
+from shm.log import say
 
 
 def fatal(data, process, text):
@@ -22,5 +23,4 @@ def fatal(data, process, text):
             os.write(descriptor, line.encode() + b"\n")
         finally:
             os.close(descriptor)
-    with suppress(OSError):
-        print(f"{process}: fatal: {text}", file=sys.stderr, flush=True)
+    say(process, f"fatal: {text}")

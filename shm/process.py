@@ -14,6 +14,7 @@ from pathlib import Path
 
 from shm import role_lock, segments
 from shm.fatal_log import fatal
+from shm.log import say
 from shm.segments import CounterWord, SegmentError
 
 PR_SET_PDEATHSIG = 1
@@ -148,7 +149,7 @@ def _attach_or_create(data, sizes, name):
                 " run on the old ones: stop the exchange and start it again") from None
         generation = _next_generation(data)
         memory = segments.create(instance, sizes, generation)
-        print(f"{name}: {problem}; all segments made anew, generation {generation}", file=sys.stderr, flush=True)
+        say(name, f"{problem}; all segments made anew, generation {generation}")
         return memory
 
 

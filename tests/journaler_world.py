@@ -16,6 +16,7 @@ from pipeline.journaling import Journaler
 from pipeline.release import CURSOR, journal_word
 from pipeline.segment_file import HEADER_BYTES, SEAL, SEAL_OFFSET
 from shm import segments
+from shm.process import memory_id
 from shm.records import CONFIGURATION_GATEWAY
 from shm.segments import CommandWord, CounterWord, EventWord, JournalWord, ReplyWord, RingSizes, Role
 from tests.fake_matcher import FakeMatcher
@@ -57,7 +58,7 @@ class World:
     def renew_memory(self):
         """As a reboot: all rings anew."""
         self.generation += 1
-        self.memory = segments.create(self.instance, self.sizes, self.generation)
+        self.memory = segments.create(memory_id(self.data), self.sizes, self.generation)
 
     def start(self, mode="always", interval_ms=3_600_000, segment_bytes=SEGMENT_BYTES):
         """A new journaler, with its next segment ready. Of the one before, nothing is left but its files and words."""

@@ -21,7 +21,7 @@ from pipeline.journal import JournalDamaged
 from pipeline.replay import limits_in, replay
 from pipeline.replica import Replica
 from pipeline.seeding import limits_of
-from pipeline.segment_file import HEADER_BYTES
+from pipeline.segment_file import HEADER_BYTES, SEAL, SEAL_OFFSET
 from shm import role_lock, segments
 from shm.process import instance_of, memory_id
 from shm.records import JOURNAL
@@ -260,6 +260,10 @@ class Written:
         self.data, self.instance = data, instance_of(data)
         found = self.journal()
         self.path = found.spans[-1].path
+        self.sealed = self.path.read_bytes()
+        with open(self.path, "r+b") as file:  # as if the power had gone before it was noted that all is on disk
+            file.seek(SEAL_OFFSET)
+            file.write(bytes(SEAL.itemsize))
         self.end = HEADER_BYTES + found.spans[-1].end_slot * SLOT_BYTES
         self.sequence = found.end_sequence
         self.records = [record.copy() for record, _payload in journal.records(data / "journal", self.instance)]
@@ -342,6 +346,57 @@ def test_damage_to_a_record_that_is_known_to_be_synced_stops_the_start_with_file
         pass
     assert f"{torn.path} at offset {at}: the record of sequence {known} is damaged or missing" in str(failure.value)
     assert "restore this file from a copy" in str(failure.value)
+
+
+def test_damage_to_the_last_record_of_an_exchange_that_was_stopped_in_order_stops_the_start(torn):
+    at = torn.end - 700
+    torn.path.write_bytes(torn.sealed[:at] + bytes([torn.sealed[at] ^ 0x40]) + torn.sealed[at + 1:])
+    with pytest.raises(Failed) as failure, running(torn.data, torn.settings):
+        pass
+    assert f"{torn.path} at offset {torn.start}: the record of sequence {torn.sequence} is damaged or missing" \
+        in str(failure.value)
+
+
+@pytest.mark.parametrize("sync", ["always", "none"])
+def test_a_missing_end_of_the_journal_stops_a_start_on_the_rings_that_know_of_it(sync, tmp_path):
+    exchange = LocalExchange(tmp_path / "data", settings(sync)).start()
+    client = Client(exchange.url)
+    client.call("balance.update", 1, "BTC", "missing", 1, "10", {})
+    exchange.restart("journaler")  # what follows is in a segment of its own
+    sequence = int(exchange.page("matcher")[CounterWord.SEQUENCE])
+    client.call("balance.update", 1, "BTC", "missing", 2, "10", {})
+    client.close()
+    pids = processes_of(exchange)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not any(map(is_running, pids)), "the end of all")
+    newest = max((exchange.data / "journal").glob("*.journal"))
+    content = newest.read_bytes()
+    newest.unlink()
+    with pytest.raises(Failed) as failure, running(exchange.data, exchange.settings):
+        pass
+    assert f"the record of sequence {sequence + 1} is damaged or missing" in str(failure.value)
+    newest.write_bytes(content)
+    with running(exchange.data, exchange.settings) as again:
+        client = Client(again.url)
+        assert client.call("balance.query", 1, "BTC")["BTC"]["available"] == "20"
+        client.close()
+
+
+@pytest.mark.parametrize("memory", ["kept", "lost"])
+def test_a_journal_that_is_not_there_any_more_stops_the_start(memory, torn):
+    if memory == "kept":
+        exchange = LocalExchange(torn.data, torn.settings).start()
+        pids = processes_of(exchange)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not any(map(is_running, pids)), "the end of all")
+    (torn.data / "journal").rename(torn.data.parent / "elsewhere")
+    with pytest.raises(Failed) as failure, running(torn.data, torn.settings):
+        pass
+    words = {"kept": "the record of sequence 1 is damaged or missing, but everything up to sequence",
+             "lost": f"{torn.data / 'journal'} has no segment, but this data directory had a journal: mount or restore"}
+    assert words[memory] in str(failure.value)
 
 
 # --- the clock

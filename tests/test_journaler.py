@@ -18,6 +18,7 @@ from pipeline.journaling import Defect, Journaler
 from pipeline.release import set_journal_word
 from pipeline.segment_file import HEADER_BYTES, JournalRefused, JournalUnwritable, NextSegment, SegmentFile
 from shm import doorbell, segments
+from shm.process import memory_id
 from shm.records import CONFIGURATION_GATEWAY, JOURNAL
 from shm.segments import CommandWord, CounterWord, EventWord, JournalWord, ReplyWord, Role
 from tests.fake_matcher import History, write_segment
@@ -51,7 +52,7 @@ def world(tmp_path):
     world = World(tmp_path / "data")
     yield world
     world.bury()
-    segments.unlink(world.instance)
+    segments.unlink(memory_id(world.data))
 
 
 def steps_of(journaler):

@@ -17,10 +17,12 @@ from pipeline import journal
 from pipeline.chain import SLOT_BYTES
 from pipeline.segment_file import HEADER_BYTES
 from shm import configuration, doorbell, segments
+from shm.process import memory_id
 from shm.segments import CommandWord, CounterWord, EventWord, JournalWord, ReplyWord, RingSizes, Role
 from tests.fake_matcher import FakeMatcher, History, write_segment
 from tests.journaler_world import MODES, SEGMENT_BYTES, World, mounted, some_load
 from tests.launched import KERNELS, ROOT, WAIT_SECONDS, wait_for
+from tools import local_exchange
 
 RINGS = RingSizes(gateways=2, command_slots=64, reply_slots=256, journal_slots=128, event_slots=64)
 SETTINGS = """
@@ -51,6 +53,11 @@ stock_prec = 8
 money_prec = 8
 min_amount = "0.001"
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels():
+    local_exchange.prepare_kernels()
 
 
 class Running:
@@ -96,7 +103,7 @@ def runs(data):
             if running.process.poll() is None:
                 running.process.kill()
                 running.process.wait()
-        segments.unlink(world.instance)
+        segments.unlink(memory_id(world.data))
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from pipeline.sequencer import BROKE, LOOK, LOOK_EVERY_NS, SPIN_NS, STAMPED_NS, 
 from pipeline.state import SEQUENCE
 from shm import configuration, doorbell, segments
 from shm.doorbell import ring
+from shm.process import memory_id
 from shm.records import (
     ALL_ASSETS,
     COMMAND,
@@ -140,7 +141,7 @@ def exchange(tmp_path):
     exchange = Exchange(tmp_path / "data")
     yield exchange
     exchange.world.bury()
-    segments.unlink(exchange.world.instance)
+    segments.unlink(memory_id(exchange.world.data))
 
 
 def test_a_fresh_matcher_journals_what_the_configuration_defines_and_a_restarted_one_finds_it_there(exchange):

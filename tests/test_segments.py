@@ -1,6 +1,7 @@
 """Shared memory is attached where it is ours and whole, else refused in one sentence or made anew, all together."""
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -262,8 +263,8 @@ def test_where_one_is_missing_all_are_made_anew_together_in_a_new_generation(sta
     posix_ipc.unlink_shared_memory(posix_name(instance, segment))
     second = start("matcher", Role.MATCHER)
     assert second.generation > first.generation
-    assert second.said() == (f"matcher: {posix_name(instance, segment)} is missing; all segments made anew, generation"
-                             f" {second.generation}\n")
+    assert second.said().endswith(f"Z matcher[{second.pid}]: {posix_name(instance, segment)} is missing; all segments"
+                                  f" made anew, generation {second.generation}\n")
     memory = segments.attach(instance, SIZES)
     assert memory.generation == second.generation
     assert all(file_of(instance, name).stat().st_ino != inode for name, inode in before.items())
@@ -311,7 +312,7 @@ def test_while_somebody_runs_on_the_old_ones_nobody_makes_them_anew(start, data)
     sentence = (f"{posix_name(instance, 'events')} is missing, and matcher (process {matcher.pid}) still run on the old"
                 " ones: stop the exchange and start it again")
     assert refused.generation is None and os.WEXITSTATUS(refused.status) == 1
-    assert refused.said() == f"journaler: fatal: {sentence}\n"
+    assert refused.said().endswith(f"Z journaler[{refused.pid}]: fatal: {sentence}\n")
     fatal = json.loads((data / "log" / "fatal.log").read_text())
     assert (fatal["process"], fatal["text"]) == ("journaler", sentence)
     assert file_of(instance, "commands").stat().st_ino == inode
@@ -326,7 +327,7 @@ def test_a_role_is_held_by_one_process_even_while_it_is_stopped(start, data, num
         os.kill(first.pid, number)
     second = start("matcher", Role.MATCHER)
     assert second.generation is None
-    assert second.said() == f"matcher: fatal: matcher already runs on {data} as process {first.pid}\n"
+    assert second.said().endswith(f": fatal: matcher already runs on {data} as process {first.pid}\n")
 
 
 def test_a_generation_is_never_used_twice_whatever_the_clock_and_the_file_say(start, data):
@@ -388,7 +389,9 @@ def parent_of(pid):
 def test_an_alert_that_cannot_be_written_ends_nobody(tmp_path, capsys):
     (tmp_path / "data").touch()  # no folder, so there is no log in it
     fatal(tmp_path / "data", "matcher", "the sky falls")
-    assert capsys.readouterr().err == "matcher: fatal: the sky falls\n"
+    said = capsys.readouterr().err
+    stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+    assert re.fullmatch(rf"{stamp} matcher\[{os.getpid()}\]: fatal: the sky falls\n", said)
 
 
 def test_a_copy_of_a_data_directory_has_shared_memory_of_its_own(tmp_path):
