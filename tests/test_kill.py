@@ -42,7 +42,7 @@ def test_a_hundred_kills_and_more():
 
 def test_the_command_writes_what_scripts_read(tmp_path):
     path = tmp_path / "result.json"
-    assert cli.main(["kill-test", "--kills", "2", "--seed", "5", "--only", "journaler,gateway", "--data",
+    assert cli.main(["kill-test", "--kills", "2", "--seed", str(2**62 + 5), "--only", "journaler,gateway", "--data",
                      str(tmp_path / "data"), "--json", str(path)]) == 0
     result = json.loads(path.read_text())
     assert (result["lost"], result["doubled"], result["digest_equal"], result["money_exact"]) == (0, 0, True, True)

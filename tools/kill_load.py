@@ -17,6 +17,7 @@ PACE_SECONDS = 0.05            # operations come in bursts so long: a kill falls
 STOP_SECONDS = 30.0            # for the last answers
 UNANSWERED_STATUSES = (0, 500, 504)
 UNANSWERED_CODES = (2, 5)      # internal error, service timeout: it may have been executed
+SEEDS = 1 << 15                # whose business ids differ
 NO_ROOM = 3                    # the code: rings are full
 SUCCESS = b'{"error": null'
 UNKNOWN = (None, 0)
@@ -121,7 +122,8 @@ class Load:
 class Client:
     def __init__(self, load, number, rng):
         self._load, self._rng = load, rng
-        self._name, self._first_business_id = f"{load.seed}-{number}", load.seed << 48 | number << 32
+        self._name = f"{load.seed}-{number}"
+        self._first_business_id = load.seed % SEEDS << 48 | number << 32  # below 2^63, whatever the seed
         self._users = [1 + number * USERS_OF_A_CLIENT + index for index in range(USERS_OF_A_CLIENT)]
         self._assets = [asset.name for asset in load.settings.assets]
         self._markets = [market.name for market in load.settings.markets]
