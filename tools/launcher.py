@@ -237,7 +237,7 @@ class Exchange:
             self.stop()
             raise
         self.stop()
-        segments.unlink(memory_id(self.place.data))  # all that was in it is in the journal by now
+        segments.unlink(memory_id(self.place.data))  # all of it that was answered is in the journal by now
         say("Stopped. Everything that was answered is in the journal.")
         return 0
 
