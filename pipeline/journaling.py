@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 
@@ -37,7 +38,7 @@ from shm import doorbell
 from shm.configuration import reserve_slots
 from shm.fatal_log import fatal
 from shm.log import say
-from shm.process import HEARTBEAT_SECONDS, instance_of
+from shm.process import HEARTBEAT_SECONDS, instance_of, show_progress
 from shm.records import JOURNAL, STAMP_FIELDS
 from shm.segments import CounterWord, slot_view
 
@@ -151,12 +152,7 @@ class Journaler:
                 f" begin anew with nothing, remove {self._begun} first")
 
     def _read(self):
-        return journal.spans(self._directory, self._instance, progress=self._show_progress)
-
-    def _show_progress(self):
-        """Of the start, part by part of the journal: the launcher waits for a process whose counters move."""
-        self.process.beat()
-        self.process.counters[CounterWord.RECORDS] += 1
+        return journal.spans(self._directory, self._instance, progress=partial(show_progress, self.process))
 
     def _write_again(self, found, sequence):
         """Write the records from `sequence` on to segments of this process: then the whole journal is on disk."""
@@ -169,7 +165,7 @@ class Journaler:
                     self.segment.append(slots[slot:behind].reshape(-1))
                     self._sync()
                     slot = behind
-                    self._show_progress()
+                    show_progress(self.process)
                 else:
                     self._await_segment()
         self.span["sequence"], self.span["chain"] = found.end_sequence, found.end_chain

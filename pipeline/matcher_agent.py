@@ -3,6 +3,7 @@ import select
 import signal
 import sys
 import time
+from functools import partial
 
 import numpy as np
 
@@ -36,7 +37,7 @@ from shm import doorbell
 from shm.clock import make_scratch
 from shm.fatal_log import fatal
 from shm.log import say
-from shm.process import HEARTBEAT_SECONDS, instance_of
+from shm.process import HEARTBEAT_SECONDS, instance_of, show_progress
 from shm.records import COMMAND, RECORD_SLOTS_MAX, Result
 from shm.segments import ROLES, CommandWord, CounterWord, EventWord, JournalWord, ReplyWord, Role, slot_view
 
@@ -114,15 +115,15 @@ class Matcher:
         directory = self.process.data / "journal"
         words = memory.journal.words
         found = journal.spans(
-            directory, instance_of(self.process.data), progress=self._show_progress,
+            directory, instance_of(self.process.data), progress=partial(show_progress, self.process),
             written=max(int(journal_word(words, int(word))) for word in (JournalWord.SYNCED, JournalWord.FOLLOWABLE)))
-        limits = limits_in(found, seeding.limits_of(self.configuration), self._show_progress)
+        limits = limits_in(found, seeding.limits_of(self.configuration), partial(show_progress, self.process))
         replica = Replica(limits)
         journaled = np.zeros(gateways, np.int64)
         counters = self.process.counters
 
         def progress():
-            self._show_progress()
+            show_progress(self.process)
             counters[CounterWord.SEQUENCE] = replica.sequence
         replay(replica, found, journaled, memory.generation, progress)
         self.state, self.inbox = replica.state, replica.inbox
@@ -138,11 +139,6 @@ class Matcher:
         counters[CounterWord.SEQUENCE] = self.state.counters[SEQUENCE]
         counters[CounterWord.OUTPUT_DIGEST] = self.state.counters[OUTPUT_DIGEST]
         say(self.process.name, f"{self.state.counters[SEQUENCE]} records replayed in {time.monotonic() - began:.2f} s")
-
-    def _show_progress(self):
-        """Of the start, part by part of the journal: the launcher waits for a process whose counters move."""
-        self.process.beat()
-        self.process.counters[CounterWord.RECORDS] += 1
 
     def _make_rings(self, released, chain):
         memory, settings = self.memory, self.configuration.matcher

@@ -73,6 +73,12 @@ class Process:
         os._exit(70)
 
 
+def show_progress(process):
+    """One more part of a long start is done: the launcher waits for a process whose counters move."""
+    process.beat()
+    process.counters[CounterWord.RECORDS] += 1
+
+
 def die_with_parent(number=signal.SIGKILL):
     """Get the signal `number` when the parent ends: no orphan keeps a role or a share of the port.
 
