@@ -99,9 +99,9 @@ class Forgery:
         for operation in self.all(method):
             reads[operation.params[:2]].append(operation)
         far = len(self.evidence.operations)  # the clock ticks twice an operation
-        return max(((same[0], same[-1]) for same in reads.values()
-                    if same[-1].sent_at - same[0].answered_at > far and has_news(method, seen(same[0]), seen(same[-1]))),
-                   key=lambda pair: pair[1].sent_at)
+        pairs = [(same[0], same[-1]) for same in reads.values()
+                 if same[-1].sent_at - same[0].answered_at > far and has_news(method, seen(same[0]), seen(same[-1]))]
+        return max(pairs, key=lambda pair: pair[1].sent_at)
 
     def audit(self):
         return Audit(self.evidence)
