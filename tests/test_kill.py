@@ -89,19 +89,24 @@ class Forgery:
         return self.all(method)[0]
 
     def early_and_last(self, method):
-        """Two reads of one user that certainly show different states: half of the load's time lies between them, the
-        second comes when nobody writes any more, and there the user has an order that he did not have before, or other
-        balances.
+        """Two reads of one user that certainly show different states: the second comes when nobody writes any more, and
+        shows an order or a deposit that was sent after the first was answered.
 
-        Of reads nearer to each other, or beside a write that is not answered yet, either may show the other's state.
+        Beside a write that is not answered yet, a read may show the state before it or the one after it.
         """
         reads = defaultdict(list)
         for operation in self.all(method):
             reads[operation.params[:2]].append(operation)
-        far = len(self.evidence.operations)  # the clock ticks twice an operation
-        pairs = [(same[0], same[-1]) for same in reads.values()
-                 if same[-1].sent_at - same[0].answered_at > far and has_news(method, seen(same[0]), seen(same[-1]))]
+        pairs = [(same[0], same[-1]) for same in reads.values() if self.has_news(same[0], same[-1])]
         return max(pairs, key=lambda pair: pair[1].sent_at)
+
+    def has_news(self, early, last):
+        if early.method == "balance.query":
+            return seen(early).keys() == seen(last).keys() and any(
+                sent.sent_at > early.answered_at and sent.params[0] == last.params[0] and sent.params[1] in seen(last)
+                for sent in self.all("balance.update"))
+        early_ids, last_ids = ({record["id"] for record in seen(read)["records"]} for read in (early, last))
+        return bool(last_ids - early_ids) and seen(last)["total"] == len(last_ids)
 
     def audit(self):
         return Audit(self.evidence)
@@ -122,13 +127,6 @@ def seen(read):
     """What a read shows of the state: the members of its result but those that repeat what was asked."""
     result = json.loads(read.body)["result"]
     return {name: value for name, value in result.items() if name not in ("limit", "offset")}
-
-
-def has_news(method, early, last):
-    if method == "balance.query":
-        return early.keys() == last.keys() and early != last
-    ids, new_ids = ({record["id"] for record in shown["records"]} for shown in (early, last))
-    return bool(new_ids - ids) and last["total"] == len(new_ids)
 
 
 def texts(audit):
