@@ -41,6 +41,7 @@ def main():
 
 def prepare():
     """.venv with the project and all that it needs; made or mended where it is not so. One start at a time."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # pip leaves compiling to the first import: see install()
     with open(os.path.join(PROJECT, "setup.cfg")) as setup_cfg:
         try:
             fcntl.flock(setup_cfg, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -129,11 +130,15 @@ def need_ensurepip():
         sys.exit("run_exchange: %s has no ensurepip module, which making .venv needs. Install it, then start again:"
                  "\n  sudo apt-get install %s" % (base_python(), package))
     say("Installing %s, which making .venv needs ..." % package)
+    apt_install(apt_get, package)
+    if not has_ensurepip():
+        sys.exit("run_exchange: apt-get could not install %s (see above)" % package)
+
+
+def apt_install(apt_get, package):
     environment = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
     subprocess.run([apt_get, "update", "-q"], env=environment)
     subprocess.run([apt_get, "install", "-q", "-y", "--no-install-recommends", package], env=environment)
-    if not has_ensurepip():
-        sys.exit("run_exchange: apt-get could not install %s (see above)" % package)
 
 
 def has_ensurepip():
@@ -142,11 +147,14 @@ def has_ensurepip():
 
 
 def install():
-    """Install the project into .venv; returns what pip complained of, or "" where it is done."""
+    """Install the project into .venv; returns what pip complained of, or "" where it is done.
+
+    Without compiling: half of the time went into byte code of modules that nothing imports.
+    """
     say("Installing the exchange and the packages it needs into .venv ...")
     pip = subprocess.Popen(
         [VENV_PYTHON, "-I", "-m", "pip", "install", "--disable-pip-version-check", "--retries", "2", "--quiet",
-         "--progress-bar", "on" if sys.stdout.isatty() else "off", "--editable", PROJECT],
+         "--no-compile", "--progress-bar", "on" if sys.stdout.isatty() else "off", "--editable", PROJECT],
         stderr=subprocess.PIPE, universal_newlines=True)
     said = []
     for line in pip.stderr:

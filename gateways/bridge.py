@@ -2,7 +2,8 @@
 
 Order of publication, a gateway's part: room for the largest reply that a command can have is reserved before it is
 written (credit); the ring's tail is published once an event-loop tick; then the matcher is woken. A reply is visible
-only when its command is on disk.
+only when its command is on disk. Commands come from coroutines, one at a time (`call`), and from a front, which writes
+those of its connections itself when its turn in the tick comes.
 """
 import os
 import select
@@ -12,8 +13,28 @@ import traceback
 from collections import deque
 from pathlib import Path
 
+import numpy as np
+
+from gateways.fast_answer import ANSWER, QUESTION, REPLY, TOLD, answer_bytes_max, drain, make_outbox
+from gateways.lane import (
+    FULL,
+    GIVEN_UP,
+    HEAD,
+    NEXT,
+    NOBODY,
+    OLDEST,
+    PUBLISHED,
+    REPLY_HEAD,
+    ROOM_WANTED,
+    TAIL,
+    WAITING,
+    append_call,
+    make_lane,
+)
 from gateways.messages import unsigned
+from gateways.sockets import make_sockets
 from shm import doorbell
+from shm.configuration import reply_slots_needed
 from shm.gateway_rings import (
     command_head,
     is_answered,
@@ -23,18 +44,15 @@ from shm.gateway_rings import (
     want_room,
 )
 from shm.process import HEARTBEAT_SECONDS
-from shm.records import COMMAND, REPLY_HEADER, REPLY_SLOT_BYTES
-from shm.segments import CommandWord, CounterWord, JournalWord, Role
+from shm.records import COMMAND
+from shm.segments import CounterWord, JournalWord, Role
 
+NO_EPOLL = -1
 ROOM_WAIT_SECONDS = 0.2        # for a place in the rings; then code 3
 MATCHER_GONE_NS = 2 * 10**9    # without a process for this long: nobody brings it back
 _START_TICKS_AT = 22 - 3       # of /proc/PID/stat: its field 22, counted from the one behind the name
 _STAMP = struct.Struct("<QqQ")  # the first fields of a COMMAND
-_REQUEST_ID = struct.Struct("<Q")
-_SLOTS = struct.Struct("<H")
-_SLOTS_AT = REPLY_HEADER.fields["slots"][1]
 assert COMMAND.names[:3] == ("request_id", "received_at_ns", "correlation_id") and COMMAND.fields["reference"][1] == 24
-assert REPLY_HEADER.names[0] == "request_id"
 
 
 class ServiceUnavailable(Exception):
@@ -81,30 +99,31 @@ class _Call:
 
 
 class Bridge:
-    def __init__(self, process, index, timeout_ms):
+    def __init__(self, process, index, timeout_ms, catalog):
         """The rings of gateway `index` in `process.memory`; nothing happens before `take_over`."""
         memory = process.memory
-        self._process, self._row, self._timeout_ms = process, index, timeout_ms
+        self._process, self._row, self._timeout_ms, self._memory = process, index, timeout_ms, memory
         self._commands, self._replies = memory.commands.words, memory.replies.words
         self._sleepers, self._counters = memory.sleepers.words, process.counters
         self._journal = memory.journal.words[0]
         self._matcher = memory.counters.words[Role.MATCHER]
-        self._command_bytes = memoryview(memory.commands.slots[index]).cast("B")
-        self._reply_bytes = memoryview(memory.replies.slots[index]).cast("B")
         self._command_slots = memory.commands.shape.capacity
         self._reply_slots = memory.replies.shape.capacity
         bells = process.data / "run"
         self._bell = doorbell.open_bell(bells, process.name)
         self._matcher_bell = doorbell.open_bell(bells, "matcher")
-        self._tail = int(self._commands[index, CommandWord.TAIL])
-        self._head = command_head(self._commands, index)  # the last one seen
-        self._reply_head = 0
-        self._credit = self._reply_slots
+        self._facts = catalog.facts
+        reply_slots_max = reply_slots_needed(catalog.limits)
+        self._box, self._room_bytes = make_outbox(reply_slots_max), answer_bytes_max(reply_slots_max)
+        self._out = memoryview(self._box.out)
+        self._calls_published = 1      # number of the next call to publish
+        self.lane = make_lane(memory, index)
+        self._front = NoFront()
         self._waiting = deque()        # calls that are not in the ring yet
         self._deadlines = deque()      # calls in the order of their deadlines
-        self._in_flight = {}           # request id: call that is in the ring or beyond
-        self._next_request_id = 1
-        self._flush_is_due = False
+        self._in_flight = {}           # number: call that is in the ring or beyond
+        self._oldest_waiting = 1       # number of a call: older ones of the front have been answered or given up
+        self._tick_is_due = False
         self._room_is_wanted = False
         self._timer = None
         self._loop = None
@@ -124,14 +143,25 @@ class Bridge:
             self._process.beat()
         doorbell.announce_waking(self._sleepers, self._process.role)
         want_room(self._commands, self._row, 0)
-        self._reply_head = reply_tail(self._replies, self._row)
-        release_replies(self._replies, self._row, self._reply_head)
+        self.lane.own[REPLY_HEAD] = reply_tail(self._replies, self._row)
+        release_replies(self._replies, self._row, self.lane.own[REPLY_HEAD])
 
     def attach(self, loop):
         """Look at the replies whenever the bell rings, from now on."""
         self._loop = loop
         loop.add_reader(self._bell, self._on_bell)
         loop.call_soon(self._on_bell)
+
+    def join(self, front):
+        """Give the front its turn in each tick, and what its calls are answered: see NoFront."""
+        self._front = front
+
+    def is_open(self):
+        """Whether there is a matcher, or one is expected back."""
+        return not self._matcher_is_gone()
+
+    def takes_writes(self):
+        return not self._journal[JournalWord.REFUSING]
 
     def check_writable(self):
         """Raises ServiceUnavailable while the journal takes no writes."""
@@ -152,12 +182,15 @@ class Bridge:
                      self._timeout_ms / 1000)
         self._waiting.append(call)
         self._deadlines.append(call)
-        if not self._flush_is_due:
-            self._flush_is_due = True
-            self._loop.call_soon(self._flush_now)
-        if self._timer is None:
-            self._set_timer(call.deadline)
+        self.request_tick()
+        self._set_timer(call.deadline)
         return await call.future
+
+    def request_tick(self):
+        """Write and publish what waits, soon."""
+        if not self._tick_is_due:
+            self._tick_is_due = True
+            self._loop.call_soon(self.tick_now)
 
     def _matcher_is_gone(self):
         heartbeat_ns = int(self._matcher[CounterWord.HEARTBEAT_NS])
@@ -179,68 +212,63 @@ class Bridge:
 
     # Commands.
 
-    def _flush_now(self):
-        self._flush_is_due = False
-        self._guard(self._flush)
+    def tick_now(self):
+        """Write and publish what waits."""
+        self._tick_is_due = False
+        self._guard(self._tick)
+
+    def _tick(self):
+        """Write what waits, as far as credit and ring go, and publish it at once."""
+        self._flush()
+        self._front.take(self.lane)
+        own = self.lane.own
+        full, wants_room = int(own[FULL]), bool(own[ROOM_WANTED])
+        if full:
+            self._counters[CounterWord.FULL] += full
+            own[FULL] = own[ROOM_WANTED] = 0
+            self._set_timer(self._loop.time() + ROOM_WAIT_SECONDS)
+        if wants_room or self._room_is_wanted:
+            self._room_is_wanted = wants_room
+            seen, own[HEAD] = own[HEAD], want_room(self._commands, self._row, int(wants_room))
+            if wants_room and own[HEAD] != seen:
+                self.request_tick()    # it came in between
+        tail, published = int(own[TAIL]), int(own[PUBLISHED])
+        if tail != published:
+            calls = int(own[NEXT]) - self._calls_published
+            self._calls_published += calls
+            own[PUBLISHED] = tail
+            publish_commands(self._commands, self._row, tail, self._sleepers, self._matcher_bell)
+            self._counters[CounterWord.RECORDS] += calls
+            self._counters[CounterWord.BATCHES] += 1
+            self._counters[CounterWord.LARGEST_BATCH] = max(calls, int(self._counters[CounterWord.LARGEST_BATCH]))
+            if self._timer is None:
+                self._set_timer(self._loop.time() + self._timeout_ms / 1000)
 
     def _flush(self):
-        """Write what waits, as far as credit and ring go, and publish it at once.
+        """Write the calls of coroutines.
 
         Whether the journal takes writes is asked for each: from when it refuses, its reserve has room for what the
         command ring holds and for the one write that passed the question before.
         """
-        tail, written = self._tail, 0
         while self._waiting:
             call = self._waiting[0]
             if not call.future.done():
                 refusal = self._refusal_of_writes() if call.is_write else None
                 if refusal:
                     call.future.set_exception(refusal)
-                elif self._has_room(call, tail):
-                    tail = self._write(call, tail)
-                    written += 1
-                else:
-                    self._counters[CounterWord.FULL] += 1
+                elif not self._write(call):
                     self._set_timer(call.room_deadline)
                     break
             self._waiting.popleft()
-        if self._room_is_wanted and not self._waiting:
-            self._room_is_wanted = False
-            want_room(self._commands, self._row, 0)
-        if written:
-            self._tail = tail
-            publish_commands(self._commands, self._row, tail, self._sleepers, self._matcher_bell)
-            self._counters[CounterWord.RECORDS] += written
-            self._counters[CounterWord.BATCHES] += 1
-            self._counters[CounterWord.LARGEST_BATCH] = max(written, int(self._counters[CounterWord.LARGEST_BATCH]))
 
-    def _has_room(self, call, tail):
-        if call.reply_slots_max > self._credit:
-            return False       # replies on their way will bring credit
-        end = tail + len(call.slots) // COMMAND.itemsize
-        if end - self._head <= self._command_slots:
-            return True
-        self._head = command_head(self._commands, self._row)
-        if end - self._head <= self._command_slots:
-            return True
-        self._room_is_wanted = True
-        self._head = want_room(self._commands, self._row, 1)
-        return end - self._head <= self._command_slots
-
-    def _write(self, call, tail):
-        """Put the command into its slots, unseen yet; returns the tail behind it."""
-        request_id = self._next_request_id
-        self._next_request_id += 1
-        self._in_flight[request_id] = call
-        self._credit -= call.reply_slots_max
-        message = _STAMP.pack(request_id, call.received_at_ns, unsigned(call.correlation_id)) + call.slots[_STAMP.size:]
-        count = len(message) // COMMAND.itemsize
-        at = tail % self._command_slots * COMMAND.itemsize
-        until_end = len(self._command_bytes) - at
-        self._command_bytes[at:at + len(message)] = message[:until_end]
-        if len(message) > until_end:
-            self._command_bytes[:len(message) - until_end] = message[until_end:]
-        return tail + count
+    def _write(self, call):
+        """Put the command into its slots, unseen yet; returns whether there was room."""
+        stamp = _STAMP.pack(0, call.received_at_ns, unsigned(call.correlation_id))
+        message = np.frombuffer(stamp + call.slots[_STAMP.size:], np.uint64)
+        number = append_call(self.lane, message, call.reply_slots_max, time.monotonic_ns())
+        if number:
+            self._in_flight[number] = call
+        return number != 0
 
     # Replies.
 
@@ -254,54 +282,49 @@ class Bridge:
         doorbell.announce_waking(self._sleepers, self._process.role)
         while True:
             self._drain()
-            if self._waiting:
-                self._flush()
+            if self._waiting or self._front.has_waiting:
+                self._tick()
             doorbell.announce_sleep(self._sleepers, self._process.role)
             if not self._has_news():
                 break
 
     def _has_news(self):
         """Whether replies or wanted room came while this process was awake: nobody rang for them."""
+        own = self.lane.own
         if self._room_is_wanted:
-            seen, self._head = self._head, command_head(self._commands, self._row)
-            if self._head != seen:
+            seen, own[HEAD] = own[HEAD], command_head(self._commands, self._row)
+            if own[HEAD] != seen:
                 return True
-        return reply_tail(self._replies, self._row) != self._reply_head
+        return reply_tail(self._replies, self._row) != own[REPLY_HEAD]
 
     def _drain(self):
         """Hand every visible reply to its caller; their slots are free afterwards."""
-        head, tail = self._reply_head, reply_tail(self._replies, self._row)
-        if head == tail:
-            return
-        messages = []
-        while head < tail:
-            message, slots = self._message(head)
-            messages.append((message, slots))
-            head += slots
-        assert head == tail, f"the replies end at slot {head}, the ring's tail is {tail}"
-        self._reply_head = head
-        release_replies(self._replies, self._row, head)
-        for message, slots in messages:
-            request_id, = _REQUEST_ID.unpack_from(message)
-            call = self._in_flight.pop(request_id, None)
-            assert call is not None, f"a reply to request {request_id}, which is not in flight"
-            assert slots <= call.reply_slots_max, f"{slots} reply slots where {call.reply_slots_max} were reserved"
-            self._credit += call.reply_slots_max
-            if not call.future.done():
-                call.future.set_result(message)
+        box, front = self._box, self._front
+        while True:
+            front.set_head(box.head)
+            count, left_over = drain(self.lane, front.sockets, box, self._facts, self._room_bytes)
+            assert count >= 0, f"a reply that is not of call {self.lane.own[OLDEST]}, the oldest in flight"
+            if count == 0:
+                break
+            if left_over:
+                for delivery in box.deliveries[:count].tolist():
+                    self._deliver(*delivery)
+            front.see_version(int(box.header[0]["catalog_version"]))
         while self._deadlines and self._deadlines[0].future.done():
             self._deadlines.popleft()
 
-    def _message(self, position):
-        """A copy of the reply at `position`, and its number of slots."""
-        at = position % self._reply_slots * REPLY_SLOT_BYTES
-        slots, = _SLOTS.unpack_from(self._reply_bytes, at + _SLOTS_AT)
-        assert slots > 0, f"a reply of no slots at slot {position}"
-        size = slots * REPLY_SLOT_BYTES
-        message = bytes(self._reply_bytes[at:at + size])
-        if len(message) < size:
-            message += bytes(self._reply_bytes[:size - len(message)])
-        return message, slots
+    def _deliver(self, kind, connection, begin, middle, end, number):
+        """What compiled code has left of a delivery."""
+        if kind == REPLY:
+            future = self._in_flight.pop(number).future
+            if not future.done():
+                future.set_result(self._out[begin:middle].tobytes())
+        elif kind == ANSWER:
+            self._front.answer(connection, self._out[begin:end].tobytes())
+        elif kind == QUESTION:
+            self._front.decide(connection, self._out[begin:middle].tobytes(), self._out[middle:end].tobytes())
+        elif kind == TOLD:
+            self._front.told(connection)
 
     # Time.
 
@@ -329,12 +352,60 @@ class Bridge:
                 call.future.set_exception(ServiceTimeout(self._timeout_ms))
         if self._deadlines:
             self._set_timer(self._deadlines[0].deadline)
-        if self._waiting:
-            self._flush()      # what stood behind a large one may fit
+        self._give_up_late_calls_of_front()
+        if self._waiting or self._front.has_waiting:
+            self._tick()       # what stood behind a large one may fit
+
+    def _give_up_late_calls_of_front(self):
+        """Answer the front's calls that are late, and set the timer for the next one."""
+        own, calls = self.lane.own, self.lane.calls
+        late_ns = time.monotonic_ns() - self._timeout_ms * 1_000_000
+        number = max(self._oldest_waiting, int(own[OLDEST]))
+        while number < own[NEXT]:
+            call = calls[number & (len(calls) - 1)]
+            if call["connection"] != NOBODY and call["state"] == WAITING:
+                if call["asked_ns"] > late_ns:
+                    self._set_timer(self._loop.time() + (int(call["asked_ns"]) - late_ns) / 1e9)
+                    break
+                call["state"] = GIVEN_UP
+                self._front.give_up(int(call["connection"]), int(call["id"]), ServiceTimeout(self._timeout_ms))
+            number += 1
+        self._oldest_waiting = number
 
     def _guard(self, work):
         """Do the work; an error in it is a defect of this process, not of one request."""
         try:
             work()
-        except Exception:
-            self._process.defect(f"the bridge to the matcher failed: {traceback.format_exc()}")
+        except Exception as problem:
+            self.defect("the bridge to the matcher failed", problem)
+
+    def defect(self, words, problem):
+        """End this process: an exception that nobody expects."""
+        self._process.defect(f"{words}: {''.join(traceback.format_exception(problem))}")
+
+
+class NoFront:
+    """What a bridge asks of the front that writes commands of its own; this one writes none."""
+    has_waiting = False        # whether some of its connections wait for room or for an answer
+    sockets = make_sockets(0, NO_EPOLL)
+
+    def take(self, lane):
+        """Write commands for what has come, as far as there is room. Nothing is published yet."""
+
+    def set_head(self, head):
+        """Bring the head of HTTP answers up to date, where it is asked for."""
+
+    def answer(self, connection, data):
+        """The bytes that answer calls of a connection, or what compiled code could not send of them."""
+
+    def told(self, connection):
+        """Compiled code has answered a connection that is marked TELL."""
+
+    def decide(self, connection, message, request):
+        """A reply that compiled code does not print, and the request that it answers."""
+
+    def give_up(self, connection, request_id, timeout):
+        """A call of the connection has no reply in time (`timeout`: a ServiceTimeout)."""
+
+    def see_version(self, catalog_version):
+        """The catalog's version by the last reply."""

@@ -4,6 +4,7 @@ Learnt from the matcher's replies, never from the configuration. An id is a plac
 """
 import struct
 
+from gateways.facts import learn, make_facts
 from gateways.messages import make_command
 from shm.decimals import fmt
 from shm.records import (
@@ -43,7 +44,8 @@ class Market:
 
 
 class Catalog:
-    """`assets` and `markets` by id, `asset_ids` and `market_ids` by name, as of the matcher's `version`."""
+    """`assets` and `markets` by id, `asset_ids` and `market_ids` by name, as of the matcher's `version`; `facts`: the
+    same for compiled code."""
 
     def __init__(self, limits):
         """Empty, as of no version. `limits`: the configuration's, which bound how much a reply can list."""
@@ -51,6 +53,7 @@ class Catalog:
         self.version = -1
         self.assets, self.markets = [], []
         self.asset_ids, self.market_ids = {}, {}
+        self.facts = make_facts(limits)
 
     def list_assets(self):
         """The command whose reply `update` takes."""
@@ -70,4 +73,5 @@ class Catalog:
         self.asset_ids = {asset.name: index for index, asset in enumerate(self.assets)}
         self.market_ids = {market.name: index for index, market in enumerate(self.markets)}
         self.version = assets_reply.header.catalog_version
+        learn(self.facts, self)
         return True

@@ -31,7 +31,21 @@ class Request(NamedTuple):
 
 def decode_request(body):
     """The request in `body` (bytes); raises MalformedRequest."""
+    return _request(_strict_json(body))
+
+
+def decode_requests(body, batch_max):
+    """(the requests in `body`, whether they are a batch): one, or an array of at most `batch_max`; raises
+    MalformedRequest where any of them is none."""
     document = _strict_json(body)
+    if not isinstance(document, list):
+        return [_request(document)], False
+    if not 0 < len(document) <= batch_max:
+        raise MalformedRequest(f"a batch of {len(document)} requests; at most {batch_max} are taken")
+    return [_request(each) for each in document], True
+
+
+def _request(document):
     if not isinstance(document, dict):
         raise MalformedRequest("the body is not a JSON object")
     request = Request(document.get("id"), document.get("method"), document.get("params"))
@@ -117,6 +131,11 @@ def encode_error(request_id, code, message, data, pretty=False):
     """`data`: details for people, an object."""
     return _encode({"error": {"code": code, "message": message, "data": data}, "result": None, "id": request_id},
                    pretty)
+
+
+def encode_batch(answers, pretty=False):
+    """The encoded answers (bytes) as one array."""
+    return b"[\n" + b",\n".join(answers) + b"\n]" if pretty else b"[" + b", ".join(answers) + b"]"
 
 
 def one_line(document):

@@ -1,25 +1,13 @@
-"""An HTTP gateway process: `python -m gateways.http --config FILE --data DIR --index N`.
-
-Any path, POST only; a connection's requests are answered in their order. The whole way of a call is in answers.py: this
-module only carries bodies and answers, on Tornado's server.
-"""
+"""An HTTP gateway process: `python -m gateways.http --config FILE --data DIR --index N`."""
 import argparse
 import asyncio
 import errno
+import resource
 import signal
 import sys
-import time
-from email.utils import formatdate
+from dataclasses import replace
 from functools import partial
 
-from tornado.httpserver import HTTPServer
-from tornado.httputil import (
-    HTTPHeaders,
-    HTTPMessageDelegate,
-    HTTPServerConnectionDelegate,
-    ResponseStartLine,
-    responses,
-)
 from tornado.netutil import bind_sockets
 
 from shm import configuration, kernel_cache
@@ -30,113 +18,22 @@ from shm.log import say
 from shm.process import HEARTBEAT_SECONDS, Process, die_with_parent
 from shm.segments import Role
 
-HEADER_BYTES_MAX = 80 * 1024
-IDLE_SECONDS_MAX = 3600        # of a kept connection
-READ_AWAY_FACTOR = 16          # times body_bytes_max of a body too large are read, so that its sender hears why
-LAST_WRITE_SECONDS_MAX = 5.0   # for a client to take its last answer
 STOP_SECONDS = 1.0             # beyond the timeout, for the answers on their way
 MATCHER_PAUSE_SECONDS = 0.1    # between looks for a matcher at start
-LENGTH_DIGITS_MAX = 20         # of a Content-Length; Tornado hangs up on a longer one
+SWEEP_BEATS = 10
+OTHER_FILES = 64               # that a gateway has open beside its connections
+BACKLOG = 1024                 # connections that the system keeps until they are accepted
 
 
-class Server(HTTPServerConnectionDelegate):
-    """Carries each request's body to `answers.answer` and the Answer back."""
-
-    def __init__(self, answers, body_bytes_max):
-        self.answers, self.body_bytes_max = answers, body_bytes_max
-        self.stopping = False
-        self._tasks = set()
-        self._date = (0, "")   # of the last answer: second, text
-
-    def start_request(self, _server_connection, connection):
-        return _Message(self, connection)
-
-    def start(self, work):
-        """Run the coroutine; `drained` waits for it."""
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def drained(self, seconds):
-        """Wait until nothing is being answered, at most so long."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=seconds)
-
-    async def write(self, connection, answer):
-        headers = HTTPHeaders({"Date": self._now(), "Content-Length": str(len(answer.body))})
-        if answer.body:
-            headers["Content-Type"] = "application/json"
-        close = answer.close or self.stopping
-        if close:
-            headers["Connection"] = "close"
-        line = ResponseStartLine("HTTP/1.1", answer.status, responses[answer.status])
-        written = connection.write_headers(line, headers, answer.body)  # a client that has gone is no error
-        connection.finish()
-        if close:
-            await asyncio.wait({written}, timeout=LAST_WRITE_SECONDS_MAX)
-            connection.close()
-
-    def _now(self):
-        second = int(time.time())
-        if self._date[0] != second:
-            self._date = (second, formatdate(second, usegmt=True))
-        return self._date[1]
-
-
-class _Message(HTTPMessageDelegate):
-    """One request as it arrives."""
-
-    def __init__(self, server, connection):
-        self._server, self._connection = server, connection
-        self._is_post = self._is_answered = False
-        self._chunks, self._body_bytes = [], 0
-
-    def headers_received(self, start_line, headers):
-        self._is_post = start_line.method == "POST"
-        announced = headers.get("Content-Length", "")
-        if announced.isdecimal() and len(announced) <= LENGTH_DIGITS_MAX:
-            self._refuse_far_too_large(int(announced))
-
-    def data_received(self, chunk):
-        self._body_bytes += len(chunk)
-        if self._body_bytes <= self._server.body_bytes_max:
-            self._chunks.append(chunk)
-        else:
-            self._refuse_far_too_large(self._body_bytes)
-
-    def finish(self):
-        if not self._is_answered:
-            self._server.start(self._answer())
-
-    async def _answer(self):
-        answers, body_bytes_max = self._server.answers, self._server.body_bytes_max
-        if self._body_bytes > body_bytes_max:
-            answer = answers.too_large(self._body_bytes, body_bytes_max)
-        elif not self._is_post or not self._body_bytes:
-            answer = answers.no_request()
-        else:
-            answer = await answers.answer(b"".join(self._chunks))
-        await self._server.write(self._connection, answer)
-
-    def _refuse_far_too_large(self, body_bytes):
-        """Answer at once and hang up, without reading the rest."""
-        if body_bytes > READ_AWAY_FACTOR * self._server.body_bytes_max and not self._is_answered:
-            self._is_answered = True
-            answer = self._server.answers.too_large(body_bytes, self._server.body_bytes_max)
-            self._server.start(self._server.write(self._connection, answer))
-
-
-def listener_of(server):
-    """Tornado's server for it; it listens nowhere yet."""
-    return HTTPServer(server, max_header_size=HEADER_BYTES_MAX, max_body_size=10**LENGTH_DIGITS_MAX,
-                      idle_connection_timeout=IDLE_SECONDS_MAX)
-
-
-async def serve(process, bridge, answers, settings):
+async def serve(process, bridge, answers, catalog, settings, files_max):
     """Serve on (host, port) until the process is told to stop; what is being answered by then is answered.
 
     Raises OSError where the address cannot be had.
     """
+    from gateways.front import Front  # late: the cache of its kernels is chosen by now
+    from gateways.pages import Pages
+    from gateways.plain_http import PlainServer
+
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 
@@ -145,30 +42,43 @@ async def serve(process, bridge, answers, settings):
         stop.set()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         loop.add_signal_handler(number, tell)
-    heart = asyncio.ensure_future(_beat(process))
     bridge.attach(loop)
+    plain_server = PlainServer(answers, settings.http.body_bytes_max, Pages(bridge))
+    front = Front(bridge, answers, plain_server, catalog, settings.http, files_max)
+    heart = asyncio.ensure_future(_beat(process, front))
     await _learn_catalog(process, answers)
     if process.stopping:
         return
-    server = Server(answers, settings.http.body_bytes_max)
-    listener = listener_of(server)
     # Several gateways share the port; a single one takes it alone, so that no other exchange shares it unnoticed.
-    sockets = bind_sockets(settings.http.port, settings.http.host, reuse_port=settings.http.gateways > 1)
-    listener.add_sockets(sockets)
+    sockets = bind_sockets(settings.http.port, settings.http.host, backlog=BACKLOG,
+                           reuse_port=settings.http.gateways > 1)
+    for bound in sockets:
+        front.listen(bound)
     process.ready()
     say(process.name, f"serves {', '.join(map(_address, sockets))}")
     await stop.wait()
-    listener.stop()
-    server.stopping = True
-    await server.drained(settings.http.timeout_ms / 1000 + STOP_SECONDS)
-    await listener.close_all_connections()
+    seconds = settings.http.timeout_ms / 1000 + STOP_SECONDS
+    await asyncio.gather(front.stop(seconds), plain_server.stop(seconds))
     heart.cancel()
 
 
-async def _beat(process):
+async def _beat(process, front):
+    beats = 0
     while True:
         process.beat()
+        beats += 1
+        if beats % SWEEP_BEATS == 0:
+            front.sweep()
         await asyncio.sleep(HEARTBEAT_SECONDS)
+
+
+def allow_files(wanted):
+    """Raise this process's limit of open files to what it wants, as far as it may; returns the limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return soft
 
 
 async def _learn_catalog(process, answers):
@@ -204,11 +114,18 @@ def main(argv=None):
     from gateways.catalog import Catalog
 
     process = Process(name, Role.GATEWAY + options.index, options.data, settings.rings)
-    bridge = Bridge(process, options.index, settings.http.timeout_ms)
+    files = allow_files(settings.http.connections_max + OTHER_FILES)
+    if files < settings.http.connections_max + OTHER_FILES:
+        settings = replace(settings, http=replace(settings.http, connections_max=files - OTHER_FILES))
+        say(name, f"takes {files - OTHER_FILES} connections instead of http.connections_max: the system's limit of open"
+            f" files is {files} (ulimit -Hn, or LimitNOFILE of the service)")
+    catalog = Catalog(settings.limits)
+    bridge = Bridge(process, options.index, settings.http.timeout_ms, catalog)
     bridge.take_over()
-    answers = Answers(bridge, Catalog(settings.limits), partial(fatal, process.data, name), settings.http.pretty)
+    answers = Answers(bridge, catalog, partial(fatal, process.data, name), settings.http.pretty,
+                      settings.http.batch_max)
     try:
-        asyncio.run(serve(process, bridge, answers, settings))
+        asyncio.run(serve(process, bridge, answers, catalog, settings, files))
     except OSError as problem:
         advice = ": stop what serves it, or choose another with --http HOST:PORT" \
             if problem.errno == errno.EADDRINUSE else ""

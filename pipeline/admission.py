@@ -1,11 +1,12 @@
 """Whether an order may enter the market: all is looked at before anything is changed, a refusal leaves no trace."""
-from numba import int64, njit
+from numba import int64
 
 from pipeline.ledger import available
 from pipeline.output import refuse
 from pipeline.price_levels import best_level, level_at, level_key, locate, side_index_of
 from pipeline.state import FREE_NODES, LEVELS, LEVELS_MAX, MARKETS, NONE, ORDERS, ORDERS_MAX, TREE_HEIGHT_MAX
 from shm.int128 import from_halves, from_int64, multiply_int64, product_overflows
+from shm.kernel import called, inlined
 from shm.records import INT64_MAX, LABEL_BYTES_MAX, WHOLE_UNITS_MAX, Field, Kind, Result, Side
 
 INVALID = int(Result.INVALID)
@@ -28,13 +29,13 @@ PUT_LIMIT = int(Kind.PUT_LIMIT)
 ASK = int(Side.ASK)
 BID = int(Side.BID)
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def product_too_large(market, price, lots):
     """Whether price x lots exceeds WHOLE_UNITS_MAX of money."""
     return multiply_int64(price, lots) > from_halves(market.ticks_lots_max_low, market.ticks_lots_max_high)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def less_than_min_amount(market, price, money):
     """Whether `money` (of a market bid, in 10^-stock_prec) buys less than min_amount at `price`: exact, any size."""
     wanted = multiply_int64(price, market.min_amount)
@@ -52,7 +53,7 @@ def less_than_min_amount(market, price, money):
     return given < wanted
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def is_well_formed(state, out, command):
     """Whether each field has a value that it may have; otherwise the reply says which has not."""
     if command.user_id == 0:
@@ -77,7 +78,7 @@ def is_well_formed(state, out, command):
     return True
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def is_admitted(state, out, command, pays_row, required, opposite_index):
     """Whether funds, counterparty, size and capacities allow the order, looked at in this order: engine.md 6.1, 7.1."""
     market, counters = state.markets[command.market_id], state.counters
@@ -103,7 +104,7 @@ def is_admitted(state, out, command, pays_row, required, opposite_index):
     return True
 
 
-@njit(cache=True, _nrt=False)
+@called
 def has_level(state, command):
     """Whether others rest at the order's side and price already. Rare, so not inlined."""
     key = level_key(command.side, command.price)

@@ -2,7 +2,7 @@
 
 A definition that stands already is INVALID: precisions never change. Rules: engine.md 1, quirk Q11.
 """
-from numba import int64, njit
+from numba import int64
 
 from pipeline.money import money_max
 from pipeline.output import refuse
@@ -22,6 +22,7 @@ from pipeline.state import (
     RULES_VERSION,
 )
 from shm.int128 import divide, from_int64, high_half, low_half
+from shm.kernel import called
 from shm.records import (
     ASSET_NAME_BYTES_MAX,
     INT64_MAX,
@@ -41,7 +42,7 @@ FEE_PREC_MAX = 9
 PRECISION_MAX = 18
 
 
-@njit(cache=True, _nrt=False)
+@called
 def power_of_ten(exponent):
     power = from_int64(1)
     for _ in range(exponent):
@@ -49,7 +50,7 @@ def power_of_ten(exponent):
     return power
 
 
-@njit(cache=True, _nrt=False)
+@called
 def set_limits(state, out, limits):
     """New capacities: not below what is in use, not above what the process has room for."""
     counters = state.counters
@@ -70,7 +71,7 @@ def set_limits(state, out, limits):
     return True
 
 
-@njit(cache=True, _nrt=False)
+@called
 def same_name(name, name_bytes, other, other_bytes):
     if name_bytes != other_bytes:
         return False
@@ -80,7 +81,7 @@ def same_name(name, name_bytes, other, other_bytes):
     return True
 
 
-@njit(cache=True, _nrt=False)
+@called
 def add_asset(state, out, asset):
     counters = state.counters
     if counters[ASSETS] >= counters[ASSETS_MAX]:
@@ -106,7 +107,7 @@ def add_asset(state, out, asset):
     return True
 
 
-@njit(cache=True, _nrt=False)
+@called
 def add_market(state, out, market):
     counters = state.counters
     if counters[MARKETS] >= counters[MARKETS_MAX]:
@@ -164,7 +165,7 @@ def add_market(state, out, market):
     return True
 
 
-@njit(cache=True, _nrt=False)
+@called
 def lots_rounded_up(amount, decimals, stock_prec):
     """`amount` x 10^-decimals in lots, 128-bit, rounded up."""
     lots = from_int64(amount)

@@ -4,9 +4,10 @@ It finds what disks and kills do: torn and lost parts, flipped bits, records of 
 client's text cannot pass for a record: `layout` and `record_kind` are 1, a character that JSON text never holds raw.
 """
 import numpy as np
-from numba import int64, njit, uint64
+from numba import int64, uint64
 
 from shm.int128 import folded_product
+from shm.kernel import inlined, kernel
 from shm.records import DETAIL_BYTES_MAX, JOURNAL, LAYOUT_VERSION, RecordKind
 
 RECORD = int(RecordKind.RECORD)
@@ -23,7 +24,7 @@ KEY_0, KEY_1, KEY_2, KEY_3, LANE_0, LANE_1, LANE_2, LANE_3 = (np.uint64(digits) 
 ONE, TWO, THREE, FOUR, FIVE, SIX, SEVEN, STEP = np.arange(1, STEP_WORDS + 1, dtype=np.uint64)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def chain_value_at(previous, words, first, count):
     """`chain_value` of the `count` words from `words[first]` on."""
     at, end = uint64(first), uint64(first) + uint64(count)  # unsigned: no look for negative indices, twice as fast
@@ -43,7 +44,7 @@ def chain_value_at(previous, words, first, count):
     return folded_product(upper ^ previous ^ LANE_1, lower ^ LANE_0)  # last, so that records overlap in the processor
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def chain_value(previous, words, count):
     """The chain value of a record: over `previous` (the chain value of the record before; 0 before the first) and all
     its `count` words (uint64, contiguous, whole slots) but `chain`, which is where the result belongs.
@@ -53,7 +54,7 @@ def chain_value(previous, words, count):
     return chain_value_at(uint64(previous), words, 0, count)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def whole_slots(records, words, slot):
     """How many slots the record at `slot` has, 0 where no whole record begins: whole by itself, whatever is before it.
 

@@ -2,7 +2,7 @@
 
 A command that changed the state gets the next sequence; a read or a refusal changes nothing and gets none.
 """
-from numba import int64, njit, uint64
+from numba import int64, uint64
 
 from pipeline.catalog import add_asset, add_market, set_limits
 from pipeline.digest import fold_words
@@ -37,6 +37,7 @@ from pipeline.state import (
     TIME_NS,
 )
 from shm.int128 import divide, from_halves, from_int64, high_half, low_half
+from shm.kernel import called, inlined, kernel
 from shm.records import (
     ASSET,
     ASSET_SUMMARY,
@@ -95,7 +96,7 @@ ASSET_BYTES, ASSET_SUMMARY_BYTES = ASSET.itemsize, ASSET_SUMMARY.itemsize
 MARKET_BYTES, MARKET_SUMMARY_BYTES = MARKET.itemsize, MARKET_SUMMARY.itemsize
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def update_balance(state, out, inbox, sequence, time_ns):
     """balance.update: engine.md 4. A repeat is REPEATED for ever; the change is cut to prec_show, to zero too."""
     command = inbox.command[0]
@@ -162,7 +163,7 @@ def update_balance(state, out, inbox, sequence, time_ns):
     return True
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def apply(state, inbox, out, time_ns):
     """Apply the command in `inbox`; the reply is in `out`, events are in its ring. Returns whether it changed the
     state: then its sequence is state.counters[SEQUENCE] and it must be journaled.
@@ -206,7 +207,7 @@ def apply(state, inbox, out, time_ns):
     return changed
 
 
-@njit(cache=True, _nrt=False)
+@called
 def apply_rare(state, inbox, out):
     """Reads and definitions; returns the payload's bytes."""
     command = inbox.command[0]
@@ -250,7 +251,7 @@ def apply_rare(state, inbox, out):
     return int64(0)
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def apply_one(state, inbox, out, time_ns):
     """`apply` for callers in Python: tools and tests."""
     return apply(state, inbox, out, time_ns)

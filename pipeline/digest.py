@@ -1,5 +1,5 @@
 """Digests: a running one of all that the core has said, and one of the whole state, equal for equal histories."""
-from numba import int64, njit, uint64
+from numba import int64, uint64
 
 from pipeline.state import (
     ASSETS,
@@ -25,6 +25,7 @@ from pipeline.state import (
     TIME_NS,
 )
 from shm.int128 import folded_product
+from shm.kernel import called, inlined, kernel
 
 LANES = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)
 DIGESTED_COUNTERS = (
@@ -32,7 +33,7 @@ DIGESTED_COUNTERS = (
     BALANCES_MAX, ASSETS_MAX, MARKETS_MAX, CATALOG_VERSION, OUTPUT_DIGEST, RULES)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def fold_words(digest, words, first, count):
     """The digest after `count` more words (a multiple of 8) from `words[first]` on: four lanes, so that four
     multiplications run at a time, and `digest` last, so that calls overlap in the processor."""
@@ -49,7 +50,7 @@ def fold_words(digest, words, first, count):
     return folded_product(upper ^ digest, lower)
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def state_digest(state):
     """A digest of all that outcomes depend on, equal for every replica of one history whatever its memory looks like.
 
@@ -99,12 +100,12 @@ def state_digest(state):
     return digest
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def fold_money(digest, low, high):
     return folded_product(digest ^ uint64(low), uint64(LANES[2]) ^ (uint64(high) * uint64(LANES[3])))
 
 
-@njit(cache=True, _nrt=False)
+@called
 def fold_order(digest, order):
     digest = fold_money(digest, order.order_id, order.price)
     digest = fold_money(digest, order.amount, order.left_low)
@@ -119,7 +120,7 @@ def fold_order(digest, order):
     return digest
 
 
-@njit(cache=True, _nrt=False)
+@called
 def digest_of_key(cell):
     if cell.used == 0:
         return uint64(0)

@@ -3,15 +3,16 @@
 The table doubles without a pause: the table of n cells (a power of two) lives in cells n to 2n of one reserved array,
 so the next one has its place already. Each new key moves a few cells of the table before, until all have moved.
 """
-from numba import int64, njit, uint64
+from numba import int64, uint64
 
 from pipeline.state import HASH_FACTOR, KEY_CELLS, KEY_MIGRATED, KEYS
 from shm.int128 import folded_product
+from shm.kernel import inlined
 
 MOVES_A_KEY = 8               # of n/2 cells: done long before the new table of n is half full
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def key_hash(business_id, user_id, asset_id, label):
     owner = (uint64(user_id) << uint64(16) | uint64(asset_id)) * uint64(2) + uint64(1)
     mixed = folded_product(business_id ^ uint64(HASH_FACTOR), owner)
@@ -20,7 +21,7 @@ def key_hash(business_id, user_id, asset_id, label):
     return mixed
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def key_cell(keys, size, business_id, user_id, asset_id, label, label_bytes):
     """The cell of this key in the table of `size` cells, or the free cell where it would go."""
     mask = size - 1
@@ -36,7 +37,7 @@ def key_cell(keys, size, business_id, user_id, asset_id, label, label_bytes):
         place = (place + 1) & mask
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def is_known(state, business_id, user_id, asset_id, label, label_bytes):
     size = state.counters[KEY_CELLS]
     if state.keys[key_cell(state.keys, size, business_id, user_id, asset_id, label, label_bytes)].used:
@@ -47,14 +48,14 @@ def is_known(state, business_id, user_id, asset_id, label, label_bytes):
     return state.keys[key_cell(state.keys, before, business_id, user_id, asset_id, label, label_bytes)].used != 0
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def has_room(state):
     """Whether one more key fits. The reserve is address space: a machine's memory ends first."""
     counters = state.counters
     return counters[KEYS] * 2 < counters[KEY_CELLS] or counters[KEY_CELLS] * 4 <= len(state.keys)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def store_key(keys, size, business_id, user_id, asset_id, label, label_bytes):
     cell = keys[key_cell(keys, size, business_id, user_id, asset_id, label, label_bytes)]
     cell.business_id = business_id
@@ -66,7 +67,7 @@ def store_key(keys, size, business_id, user_id, asset_id, label, label_bytes):
     cell.used = 1
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def remember(state, business_id, user_id, asset_id, label, label_bytes):
     """Store a key that is not known, and move a few of the table before."""
     counters = state.counters

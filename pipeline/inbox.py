@@ -2,8 +2,9 @@
 from typing import NamedTuple
 
 import numpy as np
-from numba import int64, njit, uint64
+from numba import int64, uint64
 
+from shm.kernel import inlined
 from shm.records import ASSET, COMMAND, COMMAND_SLOTS_MAX, LIMITS, MARKET
 
 LABEL_WORD = COMMAND.fields["label"][1] // 8
@@ -28,7 +29,7 @@ def make_inbox():
         market=payload[:MARKET.itemsize].view(MARKET))
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def label_word(words, index, label_bytes):
     """Eight bytes of the command's label, zero beyond its end."""
     bytes_here = int64(label_bytes) - 8 * index

@@ -2,25 +2,26 @@
 
 A balance below zero is a defect, never an outcome: whoever debits has checked before. Totals of an asset run along.
 """
-from numba import int64, njit, uint64
+from numba import int64, uint64
 
 from pipeline.state import BALANCE_NEGATIVE, BALANCES, DEFECT, HASH_FACTOR, KEY_USED, NONE
 from shm.int128 import folded_product, from_halves, from_int64, high_half, low_half
+from shm.kernel import inlined
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def balance_key(user_id, asset_id):
     return uint64(KEY_USED) | (uint64(user_id) << uint64(16)) | uint64(asset_id)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def balance_home(balances, key):
     """A user's assets are neighbours."""
     spread = folded_product(key >> uint64(16), uint64(HASH_FACTOR)) + (key & uint64(0xFFFF))
     return spread & uint64(len(balances) - 1)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def balance_cell(balances, key):
     """The row of this key, or the free cell where it would go. The table is at most half full."""
     mask = uint64(len(balances) - 1)
@@ -30,7 +31,7 @@ def balance_cell(balances, key):
     return cell
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def find_balance(state, user_id, asset_id):
     """The row of (user, asset), or NONE."""
     key = balance_key(user_id, asset_id)
@@ -38,7 +39,7 @@ def find_balance(state, user_id, asset_id):
     return cell if state.balances[cell].key == key else NONE
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def open_balance(state, user_id, asset_id):
     """The row of (user, asset), made if it is not there; the caller has checked that there is room."""
     key = balance_key(user_id, asset_id)
@@ -50,17 +51,17 @@ def open_balance(state, user_id, asset_id):
     return cell
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def available(record):
     return from_halves(record.available_low, record.available_high)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def frozen(record):
     return from_halves(record.frozen_low, record.frozen_high)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def change_available(state, row, change):
     """Add to a row's available money and to its asset's total."""
     record = state.balances[row]
@@ -78,7 +79,7 @@ def change_available(state, row, change):
         state.counters[DEFECT] = BALANCE_NEGATIVE
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def change_frozen(state, row, change):
     """Add to a row's frozen money and to its asset's total."""
     record = state.balances[row]
@@ -96,7 +97,7 @@ def change_frozen(state, row, change):
         state.counters[DEFECT] = BALANCE_NEGATIVE
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def held(state, row):
     """Available and frozen together."""
     record = state.balances[row]

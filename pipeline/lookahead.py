@@ -3,12 +3,11 @@
 On a large book an order costs a handful of cache misses one after the other; announced a few commands ahead they
 overlap. Nothing here changes the state, and nothing depends on it.
 """
-from numba import njit
-
 from pipeline.ledger import balance_home, balance_key
 from pipeline.order_book import find_order, id_home, list_home, list_key
 from pipeline.prefetch import fetch
 from pipeline.state import BALANCES, MARKETS, NONE, ORDER_STATE, ORDERS
+from shm.kernel import inlined
 from shm.records import Kind, Side
 
 FIRST = 8                     # commands ahead: hash cells
@@ -24,13 +23,13 @@ UPDATE_BALANCE = int(Kind.UPDATE_BALANCE)
 ASK = int(Side.ASK)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def is_worthwhile(state):
     """Whether the state is larger than the cache: on a small one, looking ahead costs more than it saves."""
     return state.counters[ORDERS] + state.counters[BALANCES] > LARGE_FROM
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def fetch_cells(state, command):
     """The hash cells that the command will look up."""
     kind = command.kind
@@ -47,7 +46,7 @@ def fetch_cells(state, command):
         fetch(state.balances, balance_home(state.balances, balance_key(command.user_id, command.asset_id)))
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def fetch_orders(state, command):
     """The orders that those cells name."""
     kind = command.kind
@@ -64,7 +63,7 @@ def fetch_orders(state, command):
                 fetch(words, word)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def fetch_neighbours(state, command):
     """The orders beside one that will be cancelled."""
     if command.kind == CANCEL:

@@ -3,7 +3,7 @@
 Price-time priority; a deal is at the resting order's price. Source: engine.md 5 to 8. Whether an order may enter is
 decided in admission.py, how a deal is paid in settlement.py.
 """
-from numba import int64, njit
+from numba import int64
 
 from pipeline.admission import is_admitted, is_well_formed
 from pipeline.inbox import label_word
@@ -15,6 +15,7 @@ from pipeline.price_levels import best_level, side_index_of
 from pipeline.settlement import settle
 from pipeline.state import BALANCES, BALANCES_MAX, DEAL_ID, MARKETS, NONE, ORDER_ID, ORDER_STATE
 from shm.int128 import divide, from_halves, from_int64, high_half, low_half
+from shm.kernel import inlined
 from shm.records import INT64_MAX, EventKind, Field, Kind, OrderEvent, OrderType, Result, Side
 
 INVALID = int(Result.INVALID)
@@ -38,7 +39,7 @@ SOURCE_WORD = ORDER_STATE.fields["source"][1] // 8
 assert ORDER_STATE.fields["source"][1] % 8 == 0  # the word after the source belongs to its count
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def make_order(state, inbox, pays_row, gets_row, time_ns):
     """The slot of a new order with the next id: it has dealt nothing and rests nowhere."""
     command = inbox.command[0]
@@ -75,7 +76,7 @@ def make_order(state, inbox, pays_row, gets_row, time_ns):
     return slot
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def put_order(state, out, inbox, sequence, time_ns):
     """order.put_limit and order.put_market: check all, then match, then rest or finish. The reply is the order."""
     command = inbox.command[0]
@@ -121,7 +122,7 @@ def put_order(state, out, inbox, sequence, time_ns):
     return True
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def crosses(taker, maker_price):
     """Whether a taker accepts a resting price, its own limit included; a market order accepts any."""
     if taker.order_type == MARKET_TYPE:
@@ -131,7 +132,7 @@ def crosses(taker, maker_price):
     return maker_price >= taker.price
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def lots_for_money(market, taker, price, money_left):
     """What a market bid can still buy at `price`, rounded down to a lot and to what its totals can hold."""
     unit = from_halves(market.deal_unit_low, market.deal_unit_high)
@@ -140,7 +141,7 @@ def lots_for_money(market, taker, price, money_left):
     return low_half(lots if lots < most else most)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def match(state, out, slot, opposite_index, sequence, time_ns):
     """Fill the taker in `slot` from the opposite side, best price first, then oldest.
 
@@ -189,7 +190,7 @@ def match(state, out, slot, opposite_index, sequence, time_ns):
             write_order_event(state, out, sequence, time_ns, UPDATE, maker_slot)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def cancel_order(state, out, command, sequence, time_ns):
     """order.cancel: the reply is the order as it was; what it had frozen is available again."""
     if command.user_id == 0:

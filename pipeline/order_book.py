@@ -2,7 +2,7 @@
 
 Only limit orders rest. A slot is taken for every arriving order; one that does not rest gives it back at once.
 """
-from numba import int64, njit, uint32, uint64
+from numba import int64, uint32, uint64
 
 from pipeline.prefetch import fetch
 from pipeline.price_levels import add_level, level_at, level_key, locate, remove_level, side_index_of
@@ -20,11 +20,12 @@ from pipeline.state import (
     USER_LIST_MISSING,
 )
 from shm.int128 import folded_product, from_halves, from_int64, high_half, low_half
+from shm.kernel import inlined
 
 ID_NEIGHBOURS = 8             # a cache line of cells
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def take_slot(state):
     counters = state.counters
     slot = counters[FREE_ORDER]
@@ -39,25 +40,25 @@ def take_slot(state):
     return uint32(slot)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def give_slot(state, slot):
     state.orders[slot].next = state.counters[FREE_ORDER]
     state.counters[FREE_ORDER] = slot
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def left_of(order):
     """Lots that a limit order or a market ask has left: its upper half is zero."""
     return int64(order.left_low)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def amount_of(record):
     """The 128-bit sum of a level or a side, in lots."""
     return from_halves(record.amount_low, record.amount_high)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def add_amount(record, change):
     total = amount_of(record) + change
     record.amount_low = low_half(total)
@@ -68,7 +69,7 @@ def add_amount(record, change):
 # The index from order id to slot: linear probing, at most three quarters full, deletion by shifting back. A cell has
 # the lower half of the id; the order itself has the whole.
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def id_home(index, order_id):
     """ID_NEIGHBOURS ids in a row are neighbours, so new orders find their cells in the cache; the groups are spread."""
     low = uint64(order_id) & uint64(0xFFFFFFFF)
@@ -76,7 +77,7 @@ def id_home(index, order_id):
     return (spread * uint64(ID_NEIGHBOURS) | low % uint64(ID_NEIGHBOURS)) & uint64(len(index) - 1)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def find_cell(state, order_id):
     """The cell of a resting order's id, or NONE."""
     index = state.order_index
@@ -90,14 +91,14 @@ def find_cell(state, order_id):
     return NONE
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def find_order(state, order_id):
     """The slot of a resting order, or NONE."""
     cell = find_cell(state, order_id)
     return NONE if cell == NONE else state.order_index[cell].slot_after - uint32(1)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def index_order(state, order_id, slot):
     index = state.order_index
     mask = uint64(len(index) - 1)
@@ -109,7 +110,7 @@ def index_order(state, order_id, slot):
     fetch(index, id_home(index, uint64(order_id) + uint64(ID_NEIGHBOURS)))
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def forget_order(state, order_id):
     index = state.order_index
     mask = uint64(len(index) - 1)
@@ -130,19 +131,19 @@ def forget_order(state, order_id):
 
 # The orders of each (user, market), newest first.
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def list_key(user_id, market_id):
     return uint64(KEY_USED) | (uint64(user_id) << uint64(16)) | uint64(market_id)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def list_home(user_lists, key):
     """A user's markets are neighbours."""
     spread = folded_product(key >> uint64(16), uint64(HASH_FACTOR)) + (key & uint64(0xFFFF))
     return spread & uint64(len(user_lists) - 1)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def list_cell(user_lists, key):
     mask = uint64(len(user_lists) - 1)
     cell = list_home(user_lists, key)
@@ -151,7 +152,7 @@ def list_cell(user_lists, key):
     return cell
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def add_to_list(state, slot):
     order = state.orders[slot]
     key = list_key(order.user_id, order.market_id)
@@ -168,7 +169,7 @@ def add_to_list(state, slot):
     cell.count += 1
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def remove_from_list(state, slot):
     order = state.orders[slot]
     user_lists = state.user_lists
@@ -200,7 +201,7 @@ def remove_from_list(state, slot):
 
 # Onto the book and off it.
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def rest(state, slot):
     """Put an order at the end of its price level."""
     order = state.orders[slot]
@@ -230,7 +231,7 @@ def rest(state, slot):
     add_to_list(state, slot)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def reduce_resting(state, slot, amount):
     """Take `amount` lots off a resting order that a deal has filled by as much."""
     order = state.orders[slot]
@@ -241,7 +242,7 @@ def reduce_resting(state, slot, amount):
     add_amount(state.sides[side_index_of(order.market_id, order.side)], change)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def leave(state, slot):
     """Take an order off the book, whatever is left of it, and free its slot."""
     order = state.orders[slot]

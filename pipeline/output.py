@@ -2,11 +2,12 @@
 from typing import NamedTuple
 
 import numpy as np
-from numba import int64, njit, uint64
+from numba import int64, uint64
 
 from pipeline.digest import fold_words
 from pipeline.state import EVENT_POSITION, EVENTS_FOLDED, ORDER_WORD, OUTPUT_DIGEST
 from shm.atomics import fence_release, store_release
+from shm.kernel import called, inlined
 from shm.records import (
     ASSET,
     ASSET_SUMMARY,
@@ -86,7 +87,7 @@ def private_output(assets_max, markets_max, event_slots=1 << 14):
                        np.zeros((1, len(EventWord) * WORD_STRIDE), np.int64))
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def fold_events(state, out):
     """Take the events since the last call into the running digest, which is the same whatever the ring's size."""
     counters = state.counters
@@ -98,13 +99,13 @@ def fold_events(state, out):
     counters[EVENTS_FOLDED] = counters[EVENT_POSITION]
 
 
-@njit(cache=True, _nrt=False)
+@called
 def fold_full_ring(state, out):
     """`fold_events` in the middle of a command, before its first events are overwritten. Rare, so not inlined."""
     fold_events(state, out)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def refuse(out, result, field, bound):
     """The command changed nothing: `result`, the Field that it speaks of, and its limit where there is one.
 
@@ -115,7 +116,7 @@ def refuse(out, result, field, bound):
     return False
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def next_event(state, out):
     """The slot for one more event. Its old content was announced as going before it is touched."""
     position = state.counters[EVENT_POSITION]
@@ -131,7 +132,7 @@ def next_event(state, out):
     return slot
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def write_order(state, out, row, slot):
     """Show the order in `slot` as row `row` of the reply."""
     first = HEADER_WORDS + row * ORDER_WORDS
@@ -139,7 +140,7 @@ def write_order(state, out, row, slot):
         out.words[first + word] = state.order_words[slot, ORDER_WORD + word]
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def write_order_event(state, out, sequence, time_ns, order_event, slot):
     """Show the order in `slot` as an event."""
     place = next_event(state, out)

@@ -5,7 +5,7 @@ price, so a search looks at the first leaf before it descends. A leaf that becom
 are not merged. In an inner node, keys[i] (i > 0) bounds child i from below and child i - 1 from above. Keys beyond a
 node's count are UNUSED_KEY, so that a search compares all keys at once: no branch to be guessed wrong.
 """
-from numba import int64, njit, uint32, uint64
+from numba import int64, uint32, uint64
 
 from pipeline.state import (
     DEFECT,
@@ -21,23 +21,24 @@ from pipeline.state import (
     POOL_EMPTY,
     TREE_HEIGHT_MAX,
 )
+from shm.kernel import called, inlined
 from shm.records import INT64_MAX, Side
 
 ASK = int(Side.ASK)
 UNUSED_KEY = INT64_MAX        # not below any key, and counted with those that are not above one
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def side_index_of(market_id, side):
     return uint64(market_id) * uint64(2) + uint64(side) - uint64(1)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def level_key(side, price):
     return price if side == ASK else -price
 
 
-@njit(cache=True, _nrt=False)
+@called
 def take_node(state, is_leaf):
     counters = state.counters
     node = counters[FREE_NODE]
@@ -61,14 +62,14 @@ def take_node(state, is_leaf):
     return uint32(node)
 
 
-@njit(cache=True, _nrt=False)
+@called
 def give_node(state, node):
     state.nodes[node].next = state.counters[FREE_NODE]
     state.counters[FREE_NODE] = node
     state.counters[FREE_NODES] += 1
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def place_in_node(node_keys, node, key):
     """The first place in the node whose key is not below `key`."""
     place = 0
@@ -77,7 +78,7 @@ def place_in_node(node_keys, node, key):
     return place
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def child_for(node_keys, node, count, key):
     """The place in an inner node of the child that `key` belongs to. The first child has no lower bound: what
     keys[0] says is stale once a smaller key has come."""
@@ -87,7 +88,7 @@ def child_for(node_keys, node, count, key):
     return min(place, count - 1)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def leaf_of(state, side_index, key):
     """The leaf where `key` is or belongs; NONE for an empty side."""
     leaf = state.sides[side_index].first_leaf
@@ -102,7 +103,7 @@ def leaf_of(state, side_index, key):
     return node
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def locate(state, side_index, key):
     """(leaf, place) where `key` is or belongs; the leaf is NONE on an empty side."""
     leaf = leaf_of(state, side_index, key)
@@ -111,7 +112,7 @@ def locate(state, side_index, key):
     return leaf, place_in_node(state.node_keys, leaf, key)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def level_at(state, leaf, place, key):
     """The level of this key, or NONE; (leaf, place) is where `locate` has found it to belong."""
     if leaf == NONE or place >= state.nodes[leaf].count or state.node_keys[leaf, place] != key:
@@ -119,7 +120,7 @@ def level_at(state, leaf, place, key):
     return state.node_children[leaf, place]
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def best_level(state, side_index):
     leaf = state.sides[side_index].first_leaf
     if leaf == NONE:
@@ -127,7 +128,7 @@ def best_level(state, side_index):
     return state.node_children[leaf, 0]
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def insert_into_node(state, node, place, key, child):
     count = state.nodes[node].count
     for index in range(count, place, -1):
@@ -140,7 +141,7 @@ def insert_into_node(state, node, place, key, child):
         state.nodes[child].parent = node
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def remove_from_node(state, node, place):
     count = state.nodes[node].count - 1
     for index in range(place, count):
@@ -150,7 +151,7 @@ def remove_from_node(state, node, place):
     state.nodes[node].count = count
 
 
-@njit(cache=True, _nrt=False)
+@called
 def split_node(state, node):
     """Move the upper half of a full node to a new one on its right; return that."""
     right = take_node(state, state.nodes[node].is_leaf)
@@ -174,7 +175,7 @@ def split_node(state, node):
     return right
 
 
-@njit(cache=True, _nrt=False)
+@called
 def grow_upwards(state, side_index, left, right):
     """Hang `right`, just split off `left`, into the tree above; full parents split in turn."""
     key = state.node_keys[right, 0]
@@ -198,7 +199,7 @@ def grow_upwards(state, side_index, left, right):
         key = state.node_keys[uncle, 0]
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def place_of_child(state, node, child):
     for place in range(state.nodes[node].count):
         if state.node_children[node, place] == child:
@@ -207,7 +208,7 @@ def place_of_child(state, node, child):
     return 0
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def add_level(state, side_index, leaf, place, key, price):
     """A new, empty level of this key, which belongs at (leaf, place); the caller has checked that there is room."""
     counters = state.counters
@@ -243,7 +244,7 @@ def add_level(state, side_index, leaf, place, key, price):
     return uint32(level)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def remove_level(state, level, key):
     """Take an empty level out of its side."""
     side_index = state.levels[level].side_index
@@ -259,7 +260,7 @@ def remove_level(state, level, key):
         remove_leaf(state, side_index, leaf)
 
 
-@njit(cache=True, _nrt=False)
+@called
 def remove_leaf(state, side_index, leaf):
     before = state.nodes[leaf].previous
     after = state.nodes[leaf].next

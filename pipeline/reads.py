@@ -3,7 +3,7 @@
 Cost: list_book and list_pending walk past `offset` (whole levels at a time; orders within one), list_depth walks every
 level that it merges. On a large book deep offsets and wide merges are the slow ones: see PERFORMANCE.md.
 """
-from numba import int64, njit
+from numba import int64
 
 from pipeline.ledger import find_balance
 from pipeline.order_book import amount_of, find_order, list_cell, list_key
@@ -11,6 +11,7 @@ from pipeline.output import refuse, write_order
 from pipeline.price_levels import side_index_of
 from pipeline.state import ASSETS, MARKETS, NONE
 from shm.int128 import from_int64, high_half, low_half, multiply_int64
+from shm.kernel import called, inlined
 from shm.records import ALL_ASSETS, LIST_LIMIT_MAX, Field, Result, Side
 
 ASK = int(Side.ASK)
@@ -25,7 +26,7 @@ FIELD_LIMIT = int(Field.LIMIT)
 FIELD_PRICE = int(Field.PRICE)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def write_balance(state, out, row_index, user_id, asset_id):
     row = out.balances[row_index]
     row.asset_id = asset_id
@@ -43,7 +44,7 @@ def write_balance(state, out, row_index, user_id, asset_id):
         row.frozen_high = balance.frozen_high
 
 
-@njit(cache=True, _nrt=False)
+@called
 def query_balance(state, out, command):
     if command.user_id == 0:
         return refuse(out, INVALID, FIELD_USER, 0)
@@ -64,7 +65,7 @@ def query_balance(state, out, command):
     return True
 
 
-@njit(cache=True, _nrt=False)
+@called
 def list_assets(state, out):
     for index in range(state.counters[ASSETS]):
         asset = state.assets[index]
@@ -77,7 +78,7 @@ def list_assets(state, out):
     out.header[0].rows = state.counters[ASSETS]
 
 
-@njit(cache=True, _nrt=False)
+@called
 def summarize_assets(state, out):
     for index in range(state.counters[ASSETS]):
         asset = state.assets[index]
@@ -91,7 +92,7 @@ def summarize_assets(state, out):
     out.header[0].rows = state.counters[ASSETS]
 
 
-@njit(cache=True, _nrt=False)
+@called
 def list_markets(state, out):
     for index in range(state.counters[MARKETS]):
         market = state.markets[index]
@@ -109,7 +110,7 @@ def list_markets(state, out):
     out.header[0].rows = state.counters[MARKETS]
 
 
-@njit(cache=True, _nrt=False)
+@called
 def summarize_markets(state, out):
     for index in range(state.counters[MARKETS]):
         asks = state.sides[side_index_of(index, ASK)]
@@ -124,7 +125,7 @@ def summarize_markets(state, out):
     out.header[0].rows = state.counters[MARKETS]
 
 
-@njit(cache=True, _nrt=False)
+@called
 def list_book(state, out, command):
     """order.book: `limit` orders of a side in matching priority, after `offset`. `total`: all of that side."""
     if command.market_id >= state.counters[MARKETS]:
@@ -162,7 +163,7 @@ def list_book(state, out, command):
     return True
 
 
-@njit(cache=True, _nrt=False)
+@called
 def list_depth(state, out, command):
     """order.depth: `limit` levels a side, asks then bids, merged to multiples of the interval in `price` (0: not).
 
@@ -181,7 +182,7 @@ def list_depth(state, out, command):
     return True
 
 
-@njit(cache=True, _nrt=False)
+@called
 def depth_of_side(state, out, command, side, first_row):
     interval = command.price
     rows = 0
@@ -217,7 +218,7 @@ def depth_of_side(state, out, command, side, first_row):
     return rows
 
 
-@njit(cache=True, _nrt=False)
+@called
 def list_pending(state, out, command):
     """order.pending: a user's orders of a market, newest first. `total`: all of them."""
     if command.user_id == 0:
@@ -247,7 +248,7 @@ def list_pending(state, out, command):
     return True
 
 
-@njit(cache=True, _nrt=False)
+@called
 def find_pending(state, out, command):
     """order.pending_detail: one resting order of a market by its id, whoever owns it."""
     if command.market_id >= state.counters[MARKETS]:

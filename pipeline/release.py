@@ -3,11 +3,12 @@
 Each word here has one writer, the journaler, and never moves back: a restarted journaler may take a shorter span.
 """
 import numpy as np
-from numba import int64, njit
+from numba import int64
 
 from pipeline.chain import RECORD, SLOT_WORDS, whole_slots
 from shm.atomics import fence_seq_cst, load_acquire, store_release
 from shm.doorbell import ring_if_asleep
+from shm.kernel import inlined, kernel
 from shm.records import CONFIGURATION_GATEWAY, RecordKind
 from shm.segments import CommandWord, EventWord, JournalWord, ReplyWord, Role
 
@@ -33,7 +34,7 @@ MOVED = np.dtype([              # of a gateway, from its last record or mark in 
 FIT, NO_ROOM, DEFECT = 0, 1, 2
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def collect(ring, ring_words, end, room_slots, generation, synced, staging, staging_words, span, moved):
     """Take the span from `span.end` to the ring position `end`: copy its records to `staging`, one behind the other,
     and note in `span` and `moved` what the release needs. Marks are not copied: nothing is written for a read.
@@ -90,38 +91,38 @@ def collect(ring, ring_words, end, room_slots, generation, synced, staging, stag
     return outcome
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def _raise_word(words, row, word, value):
     """Store a word that never moves back."""
     if value > load_acquire(words, row, word):
         store_release(words, row, word, value)
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def journal_word(journal_words, word):
     return load_acquire(journal_words, 0, word)
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def set_journal_word(journal_words, word, value):
     """For OPENED and REFUSING, which are states and no positions."""
     store_release(journal_words, 0, word, value)
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def publish_synced(journal_words, sequence):
     """Everything up to `sequence` is on disk, so that followers may read it."""
     _raise_word(journal_words, 0, SYNCED, sequence)
     _raise_word(journal_words, 0, FOLLOWABLE, sequence)
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def publish_followable(journal_words, sequence):
     """Followers may read up to `sequence`, on disk or not."""
     _raise_word(journal_words, 0, FOLLOWABLE, sequence)
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def publish_replies(reply_words, event_words, span, moved):
     """Show each gateway its replies of the span, and everybody the span's events."""
     for gateway in range(moved.shape[0]):
@@ -130,7 +131,7 @@ def publish_replies(reply_words, event_words, span, moved):
     _raise_word(event_words, 0, VISIBLE, span["event_end"])
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def publish_released(command_words, moved):
     """The span's commands have visible replies: after this a starting gateway may take its ring for drained."""
     for gateway in range(moved.shape[0]):
@@ -138,13 +139,13 @@ def publish_released(command_words, moved):
             _raise_word(command_words, gateway, RELEASED, moved[gateway]["position"])
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def publish_head(journal_words, position):
     """The matcher may reuse the ring's slots before `position`."""
     _raise_word(journal_words, 0, HEAD, position)
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def ring_released(sleepers, gateway_bells, publisher_bell, moved):
     """Wake whom `publish_replies` and `publish_released` gave something."""
     for gateway in range(moved.shape[0]):
@@ -153,7 +154,7 @@ def ring_released(sleepers, gateway_bells, publisher_bell, moved):
     ring_if_asleep(sleepers, PUBLISHER, publisher_bell)
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def ring_matcher(sleepers, journal_words, matcher_bell):
     """Wake the matcher if it waits for room, after `publish_head`."""
     fence_seq_cst()

@@ -1,10 +1,11 @@
 """Re-running the journal: records of a segment file through the core, as they were applied the first time."""
-from numba import int64, njit
+from numba import int64
 
 from pipeline.core import apply
 from pipeline.lookahead import FIRST, SECOND, THIRD, fetch_cells, fetch_neighbours, fetch_orders, is_worthwhile
 from pipeline.segment_content import SLOTS_AT_ONCE, as_records
 from pipeline.state import DEFECT, SEQUENCE
+from shm.kernel import inlined, kernel
 from shm.records import COMMAND, JOURNAL, LIMITS, STAMP_BYTES, Kind
 
 SLOT_WORDS = JOURNAL.itemsize // 8
@@ -19,7 +20,7 @@ class ReplayDiverged(Exception):
     """A journaled command had another outcome than the first time: journal and program do not belong together."""
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def take_record(inbox, slots, slot):
     """Copy the command of the record at `slot` to the inbox."""
     inbox.words[0] = 0
@@ -30,7 +31,7 @@ def take_record(inbox, slots, slot):
         inbox.words[COMMAND_WORDS + word] = slots[slot + 1 + word // SLOT_WORDS, word % SLOT_WORDS]
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def replay_span(state, inbox, out, records, slots, start, end, positions, generation):
     """Apply the records in slots [start, end). `records` (JOURNAL) and `slots` (uint64) are the same memory.
 
@@ -54,7 +55,7 @@ def replay_span(state, inbox, out, records, slots, start, end, positions, genera
     return slot
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def largest_limits(records, slots, start, end, limits):
     """Raise `limits` (int64: the words of a LIMITS record) to what the SET_LIMITS records in [start, end) ask for.
 

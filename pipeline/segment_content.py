@@ -3,10 +3,11 @@ import mmap
 import os
 
 import numpy as np
-from numba import int64, njit
+from numba import int64
 
 from pipeline.chain import SLOT_BYTES, SLOT_WORDS, whole_slots
 from pipeline.segment_file import HEADER_BYTES, JournalRefused
+from shm.kernel import inlined, kernel
 from shm.records import JOURNAL
 
 RUN = np.dtype([                # a stretch of a segment: records that continue each other, or damage
@@ -70,7 +71,7 @@ def as_records(slots):
     return slots.reshape(-1).view(JOURNAL)
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def find_runs(records, words, slot, end_slot, runs, count):
     """Add to the `count` runs in `runs`, the last of which may go on, what begins in slots [slot, end_slot).
 
@@ -115,7 +116,7 @@ def find_runs(records, words, slot, end_slot, runs, count):
     return count, slot, highest
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def _begin_run(run, slot, sequence):
     run["start_slot"] = slot
     run["first_sequence"] = sequence
@@ -124,14 +125,14 @@ def _begin_run(run, slot, sequence):
     run["chain"] = 0
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def slot_after(records, slot, count):
     for _ in range(count):
         slot += int64(records[slot]["record_slots"])
     return slot
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def slot_within(records, slot, end_slot, count):
     """The last slot up to `end_slot` where a record ends and that is at most `count` slots behind `slot`."""
     last = min(end_slot, slot + count)

@@ -6,7 +6,7 @@ The loop is compiled, with its clock, its bells and its sleep; it comes back to 
 from typing import NamedTuple
 
 import numpy as np
-from numba import int64, njit, uint64
+from numba import int64, uint64
 
 from pipeline.chain import chain_value_at
 from pipeline.core import apply
@@ -16,6 +16,7 @@ from pipeline.state import DEFECT, EVENT_POSITION, OUTPUT_DIGEST, SEQUENCE
 from shm.atomics import fence_seq_cst, load_acquire, store_release
 from shm.clock import CLOCK_MONOTONIC, CLOCK_REALTIME, now_ns, wait_for_bell
 from shm.doorbell import announce_sleep, announce_waking, ring_if_asleep
+from shm.kernel import inlined, kernel
 from shm.records import COMMAND_SLOTS_MAX, CONFIGURATION_GATEWAY, JOURNAL, LAYOUT_VERSION, RECORD_SLOTS_MAX, RecordKind
 from shm.ring import copy_in, copy_out
 from shm.segments import CommandWord, CounterWord, JournalWord, ReplyWord, Role
@@ -92,14 +93,14 @@ def make_record():
     return record, record.view(np.uint64)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def journal_room(rings):
     """Free slots of the journal ring beyond what this batch has written."""
     used = rings.own[JOURNAL_END] - load_acquire(rings.journal_words, 0, JOURNAL_HEAD)
     return rings.journal.shape[0] - used
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def write_entry(state, inbox, rings, changed, time_ns, gateway, position, reply_end, known_synced):
     """Write a record or a mark beyond the journal ring's published cursor."""
     own = rings.own
@@ -142,7 +143,7 @@ def write_entry(state, inbox, rings, changed, time_ns, gateway, position, reply_
     own[JOURNAL_END] += slots
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def stamp_time(rings):
     """The time of this batch, never below the last one: a clock that was set back is held."""
     now = now_ns(CLOCK_REALTIME, rings.scratch)
@@ -153,7 +154,7 @@ def stamp_time(rings):
     return now
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def apply_configuration(state, inbox, out, rings):
     """Apply and journal the command in `inbox`, which the configuration asks for; nobody waits for its reply."""
     time_ns = stamp_time(rings)
@@ -164,14 +165,14 @@ def apply_configuration(state, inbox, out, rings):
     return changed
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def publish(state, rings):
     """The journal ring's cursor, then the journaler's bell."""
     store_release(rings.journal_words, 0, JOURNAL_CURSOR, rings.own[JOURNAL_END])
     ring_if_asleep(rings.sleepers, JOURNALER, rings.bells[JOURNALER])
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@kernel
 def free_commands(rings):
     """The command rings' heads, then the bells of gateways that wait for room."""
     for gateway in range(rings.commands.shape[0]):
@@ -183,7 +184,7 @@ def free_commands(rings):
                 ring_if_asleep(rings.sleepers, role, rings.bells[role])
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def look_ahead(state, rings, gateway, position, tail):
     """Fetch what the gateway's next commands will touch; commands of several slots only waste a fetch."""
     mask = rings.commands.shape[1] - 1
@@ -195,7 +196,7 @@ def look_ahead(state, rings, gateway, position, tail):
         fetch_neighbours(state, rings.command_records[gateway, (position + THIRD) & mask])
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def run_batch(state, inbox, out, rings):
     """Handle what is there, one command of each gateway in turn; returns how many, or -1 for a broken invariant."""
     own = rings.own
@@ -255,7 +256,7 @@ def run_batch(state, inbox, out, rings):
     return handled
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def has_commands(rings):
     for gateway in range(rings.commands.shape[0]):
         if rings.positions[gateway] < load_acquire(rings.command_words, gateway, COMMAND_TAIL):
@@ -263,13 +264,13 @@ def has_commands(rings):
     return False
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def is_stalled(rings):
     """Whether commands wait for room in the journal ring."""
     return journal_room(rings) < RECORD_SLOTS_MAX and has_commands(rings)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def sleep(rings, until_room):
     """Sleep until something rings, a heartbeat is due or a signal comes; returns whether it was a signal."""
     if until_room:
@@ -286,7 +287,7 @@ def sleep(rings, until_room):
     return signalled
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def serve(state, inbox, out, rings):
     """Serve until a signal, a broken invariant, or for LOOK_EVERY_NS. Returns SIGNALLED, BROKE or LOOK."""
     page = rings.counters[MATCHER]

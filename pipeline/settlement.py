@@ -1,15 +1,14 @@
 """One deal between two orders: what each pays, gets and is charged; on balances, in their totals and in the event."""
-from numba import njit
-
 from pipeline.ledger import change_available, change_frozen, held
 from pipeline.money import money_of, stock_of
 from shm.int128 import from_halves, from_int64, high_half, low_half, multiply_int64
+from shm.kernel import inlined
 from shm.records import Side
 
 ASK = int(Side.ASK)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def settle(state, event, market, taker, maker, amount):
     """Let `amount` lots change hands at the maker's price.
 
@@ -34,7 +33,7 @@ def settle(state, event, market, taker, maker, amount):
     add_deal(maker, amount, deal, maker_fee)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def write_deal(event, taker, maker, amount, deal, ask_fee, bid_fee):
     """What the event says of the deal itself."""
     taker_is_ask = taker.side == ASK
@@ -56,7 +55,7 @@ def write_deal(event, taker, maker, amount, deal, ask_fee, bid_fee):
     event.taker_side = taker.side
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def move(state, event, taker, maker, deal, stock, taker_fee, maker_fee):
     """Pay, receive and charge, the taker first; the event shows what each has after each step."""
     zero = from_int64(0)
@@ -97,7 +96,7 @@ def move(state, event, taker, maker, deal, stock, taker_fee, maker_fee):
     event.maker_fee_paid_high = high_half(total)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def charge(state, row, fee):
     """A fee leaves the ledger; its asset's record remembers how much."""
     asset = state.assets[state.balances[row].asset_id]
@@ -106,7 +105,7 @@ def charge(state, row, fee):
     asset.fees_high = high_half(total)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def add_deal(order, amount, deal, fee):
     order.deal_stock += amount
     money = from_halves(order.deal_money_low, order.deal_money_high) + deal

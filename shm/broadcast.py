@@ -4,9 +4,8 @@ Writer: INTENT passes the position that a slot will hold (release), then a relea
 Reader: copies slots, then an acquire fence, then looks whether INTENT has come too near. Any number of readers; each
 keeps its own position, of which the ring knows nothing. Positions count events from 0 and never wrap.
 """
-from numba import njit
-
 from shm.atomics import fence_acquire, load_acquire
+from shm.kernel import kernel
 from shm.segments import EventWord
 
 INTENT = int(EventWord.INTENT)
@@ -14,13 +13,13 @@ VISIBLE = int(EventWord.VISIBLE)
 LAPPED = -1
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def visible_end(words):
     """Events before it are on disk; they are in the ring as long as their slots are not used again."""
     return load_acquire(words, 0, VISIBLE)
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def copy_events(words, slots, position, end, events):
     """Copy the events [position, end) to `events` (uint64, rows like `slots`), as many as it has rows; return how many.
 

@@ -1,8 +1,9 @@
 """Clocks and waiting for compiled loops: system calls without a way through Python."""
 import numpy as np
-from numba import int64, njit, types
+from numba import int64, types
 
 from shm.atomics import address_of
+from shm.kernel import inlined
 
 CLOCK_REALTIME = 0
 CLOCK_MONOTONIC = 1
@@ -18,14 +19,14 @@ def make_scratch():
     return np.zeros((1, 64), np.int64)
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def now_ns(clock, scratch):
     """A clock's time in ns."""
     _libc_clock_gettime(clock, address_of(scratch, 0, 0))
     return scratch[0, 0] * 1_000_000_000 + scratch[0, 1]
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def wait_for_bell(bell, timeout_ms, scratch):
     """Block until the bell has rung or the time is over, and empty it. Returns whether a signal ended the wait."""
     scratch[0, 0] = int64(bell) | POLLIN << 32  # struct pollfd: fd, events, revents

@@ -115,6 +115,9 @@ class Http:
     timeout_ms: int = _setting(_whole(1, 10_000), 1000)               # wait for a reply, then code 5; it may still run
     gateways: int = _setting(_whole(1, GATEWAYS_MAX), 1)              # processes that share the port
     body_bytes_max: int = _setting(_whole(1024, 2**26), 102_400)      # of one request; more memory a connection
+    connections_max: int = _setting(_whole(1, 1_000_000), 16_384)     # of one gateway; beyond it: 503
+    in_flight_max: int = _setting(_whole(1, 65_536), 64)              # requests of one connection; the rest waits
+    batch_max: int = _setting(_whole(0, 1000), 0)                     # requests of one body, as an array; 0: none
     pretty: bool = _setting(_TRUTH, False)                            # indented answers, for people
 
 

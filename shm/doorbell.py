@@ -8,9 +8,10 @@ whatever the flags say. The FIFO is opened O_RDWR, so it outlives both ends, and
 import os
 import stat
 
-from numba import njit, types
+from numba import types
 
 from shm.atomics import address_of, fence_seq_cst, load_acquire, store_release
+from shm.kernel import kernel
 from shm.segments import SleeperWord
 
 _libc_write = types.ExternalFunction("write", types.intp(types.int32, types.intp, types.intp))
@@ -45,7 +46,7 @@ def empty(bell):
         pass
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def ring_if_asleep(sleepers, role, bell):
     """Ring the sleeper of this role if it sleeps or is about to; the store that it waits for comes before this."""
     fence_seq_cst()
@@ -53,13 +54,13 @@ def ring_if_asleep(sleepers, role, bell):
         _libc_write(bell, address_of(sleepers, role, ASLEEP), 1)  # any byte will do; full is rung enough
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def announce_sleep(sleepers, role):
     """Say that this role may sleep: after this it looks at every ring once more, then blocks on its bell."""
     store_release(sleepers, role, ASLEEP, 1)
     fence_seq_cst()
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def announce_waking(sleepers, role):
     store_release(sleepers, role, ASLEEP, 0)

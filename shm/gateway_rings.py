@@ -2,10 +2,9 @@
 
 The slots themselves are bytes for plain Python. `row` is the gateway's index in both segments.
 """
-from numba import njit
-
 from shm.atomics import fence_seq_cst, load_acquire, store_release
 from shm.doorbell import ring_if_asleep
+from shm.kernel import kernel
 from shm.segments import CommandWord, ReplyWord, Role
 
 COMMAND_TAIL = int(CommandWord.TAIL)
@@ -17,26 +16,26 @@ REPLY_HEAD = int(ReplyWord.HEAD)
 MATCHER = int(Role.MATCHER)
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def is_answered(commands, row):
     """Whether every command in the ring has a visible reply."""
     return load_acquire(commands, row, RELEASED) == load_acquire(commands, row, COMMAND_TAIL)
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def command_head(commands, row):
     """Slots before it may be refilled."""
     return load_acquire(commands, row, COMMAND_HEAD)
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def publish_commands(commands, row, tail, sleepers, matcher_bell):
     """Show the matcher everything up to `tail`, once a batch, and wake it if it sleeps."""
     store_release(commands, row, COMMAND_TAIL, tail)
     ring_if_asleep(sleepers, MATCHER, matcher_bell)
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def want_room(commands, row, wanted):
     """Ask the matcher to ring when it frees slots (1), or not to (0); returns the head as it is after that: whoever
     asked, sleeps and still sees no room will be rung. Who asks while awake looks once more after `announce_sleep`."""
@@ -45,13 +44,13 @@ def want_room(commands, row, wanted):
     return load_acquire(commands, row, COMMAND_HEAD)
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def reply_tail(replies, row):
     """Replies before it are on disk and whole."""
     return load_acquire(replies, row, REPLY_TAIL)
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def release_replies(replies, row, head):
     """Slots before `head` have been copied out and may be refilled."""
     store_release(replies, row, REPLY_HEAD, head)

@@ -21,7 +21,8 @@ from shm.process import die_with_parent
 
 PROJECT = Path(__file__).resolve().parents[1]
 SOURCE_FOLDERS = ("shm", "pipeline", "gateways")
-COMPILER = (sys.executable, "-m", "pipeline.kernels")  # compiles every kernel, printing `progress_line`s
+ROOMS = ("pipeline.kernels", "gateways.kernels")       # modules that list kernels
+COMPILER = (sys.executable, "-m", "shm.kernel_compiler", *ROOMS)  # compiles all, printing `progress_line`s
 COMPLETE = "COMPLETE"
 FOLDER_PREFIX = "kernels-"
 
@@ -98,8 +99,9 @@ def ensure_compiled(root, report=None):
 
 
 def progress_line(done, total, name):
-    """What the compiler prints before each kernel, as `report` of its loop."""
-    print(json.dumps([done, total, name]), flush=True)
+    """What the compiler prints before each kernel, as `report` of its loop: in one write, as several print at once."""
+    sys.stdout.write(json.dumps([done, total, name]) + "\n")
+    sys.stdout.flush()
 
 
 def _compile(report):
@@ -117,7 +119,7 @@ def _compile(report):
                     report(done, total, name)
     if child.returncode != 0:
         raise CompilationFailed("\n".join(
-            [f"compiling the kernels failed, {' '.join(COMPILER[1:])} ended with {child.returncode}:", *said[-20:]]))
+            [f"compiling the kernels failed, {' '.join(COMPILER[1:])} ended with {child.returncode}:", *said]))
 
 
 def _empty(directory):

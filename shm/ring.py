@@ -5,10 +5,10 @@ for its reader because the producer's cursor passes all of them at once.
 `slots` is a segment's row: uint64 (capacity, words of a slot). Cursors are words of the segment: see segments.py for
 each one's only writer. A producer stores its cursor with release after the batch; a consumer acquires it.
 """
-from numba import njit
+from shm.kernel import kernel
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def copy_in(slots, position, message, count):
     """Copy `count` slots of `message` (uint64, contiguous) to `position` and on. Unseen until the cursor passes."""
     mask = slots.shape[0] - 1
@@ -19,7 +19,7 @@ def copy_in(slots, position, message, count):
             slots[slot, word] = message[index * width + word]
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def copy_out(slots, position, count, message):
     """Copy `count` slots from `position` on to `message` (uint64, contiguous)."""
     mask = slots.shape[0] - 1

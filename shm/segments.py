@@ -270,6 +270,14 @@ def unlink(instance):
             raise SegmentError(f"{name} belongs to another user") from None
 
 
+def sample():
+    """The smallest segments, without a name already: for the types of what is in them."""
+    instance = uuid.uuid4()
+    memory = create(instance, RingSizes(command_slots=64, reply_slots=64, journal_slots=64, event_slots=256), 1)
+    unlink(instance)
+    return memory
+
+
 def slot_view(segment, dtype):
     """The segment's slots as records of `dtype`, shape (rows, capacity)."""
     assert dtype.itemsize == segment.shape.slot_bytes, (segment.name, dtype.itemsize)

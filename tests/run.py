@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Set up what the tests need and run them all: python3 tests/run.py [arguments for pytest]
 
-Makes .venv like run_exchange.py does, adds the tests' packages, checks the style, compiles the kernels, runs pytest.
-Standard library only until then.
+Makes .venv like run_exchange.py does, adds the tests' packages and wrk, checks the style, compiles the kernels, runs
+pytest. Standard library only until then.
 """
 import os
+import shutil
 import subprocess
 import sys
 
@@ -30,11 +31,28 @@ def install_test_packages():
         file.write(wanted)
 
 
+def install_wrk():
+    """wrk, which makes the load of the benchmarks; where it cannot be had, say so: their tests are skipped then."""
+    if shutil.which("wrk"):
+        return
+    apt_get = shutil.which("apt-get")
+    remedy = "install the package of your system that has it"
+    if apt_get and os.geteuid() == 0:
+        run_exchange.say("Installing wrk, which the tests of the benchmarks need ...")
+        run_exchange.apt_install(apt_get, "wrk")
+        remedy = "apt-get could not install it (see above)"
+    elif apt_get:
+        remedy = "install it with: sudo apt-get install wrk"
+    if not shutil.which("wrk"):
+        run_exchange.say("The tests that need wrk are skipped, as it is missing: %s" % remedy)
+
+
 def main():
     if not run_exchange.OLDEST <= sys.version_info[:2] < run_exchange.TOO_NEW:
         sys.exit("tests/run.py needs Python 3.10, 3.11, 3.12 or 3.13; this is %d.%d" % sys.version_info[:2])
     run_exchange.prepare()
     install_test_packages()
+    install_wrk()
     subprocess.run([PYTHON, "-m", "ruff", "check", "--quiet", PROJECT], check=True)
     arguments = sys.argv[1:] or ["-q", "--durations=15"]
     sys.exit(subprocess.run([PYTHON, "-m", "pytest", *arguments], cwd=PROJECT).returncode)

@@ -10,12 +10,13 @@ import pytest
 
 from shm import role_lock
 from shm.process import memory_id
+from shm.records import Side
 from tests.commands import exchange
 from tests.launched import ROOT, free_port, wait_for
 from tests.test_order_flow import LOG
 from tools import cli, local_exchange
+from tools.client import Client
 from tools.conformance import read_recording
-from tools.http_client import Client
 from tools.load import percentile
 
 RECORDINGS = ROOT / "tests" / "conformance" / "http"
@@ -96,8 +97,9 @@ def test_percentiles_are_values_that_were_measured(share, expected):
 def served(tmp_path_factory):
     """The client of a running exchange."""
     settings = read_recording(RECORDINGS / "h01_lists.jsonl").settings
-    with local_exchange.running(tmp_path_factory.mktemp("fed") / "data", local_exchange.private(settings)) as running:
-        yield Client(running.url)
+    data = tmp_path_factory.mktemp("fed") / "data"
+    with local_exchange.running(data, local_exchange.private(settings)) as running, Client(running.url) as client:
+        yield client
 
 
 def test_a_log_fed_over_http_agrees_as_in_process_and_its_deposits_are_made_once(tmp_path, served):
@@ -113,8 +115,8 @@ def test_a_log_fed_over_http_agrees_as_in_process_and_its_deposits_are_made_once
         for name in ("in_advance", "orders_and_cancels", "trades", "trades_equal", "trades_published", "pictures",
                      "best_equal", "top_equal", "cancels_of_no_order", "filled_but_held", "rejections", "problems"):
             assert fed.document[name] == in_process[name], name
-        totals.append(served.call("asset.summary", "USDT")[0]["total_balance"])
-    assert float(totals[1]) < float(totals[0])  # by the fees of the second time
+        totals.append(served.asset_summary("USDT")[0].total_balance)
+    assert totals[1] < totals[0]  # by the fees of the second time
 
 
 def test_a_recording_is_not_fed_into_a_market_that_cannot_take_it(tmp_path, served):
@@ -126,8 +128,8 @@ def test_a_recording_is_not_fed_into_a_market_that_cannot_take_it(tmp_path, serv
         path.write_text(text, encoding="utf-8")
         ended = exchange(tmp_path / "json", "feed", path, "--url", served.url, "--market", market)
         assert ended.code == 1 and words in ended.error and words in ended.document["failed"]
-    served.call("balance.update", 1, "EQ", "test", 1, "1", {})
-    served.call("order.put_limit", 1, "EQUSDT", 1, "1", "1", "0", "0", "test")
+    served.balance_update(1, "EQ", "test", 1, 1)
+    served.order_put_limit(1, "EQUSDT", Side.ASK, 1, 1, 0, 0, "test")
     path.write_text(LOG, encoding="utf-8")
     ended = exchange(tmp_path / "json", "feed", path, "--url", served.url, "--market", "EQUSDT")
     assert ended.code == 1 and "the book of market EQUSDT holds 1 orders" in ended.error
@@ -142,8 +144,8 @@ def test_a_synthetic_flow_is_fed_at_its_rate(tmp_path, served):
     assert 1.4 < figures["seconds"] < 20 and figures["rate"] <= 430
     assert 0 < figures["p50_ms"] <= figures["p99_ms"] <= figures["p999_ms"]
     assert sum(figures["rejections"].values()) < 200
-    summary, = served.call("market.summary", "ETHBTC")
-    assert summary["ask_count"] + summary["bid_count"] > 50
+    summary, = served.market_summary("ETHBTC")
+    assert summary.ask_count + summary.bid_count > 50
     assert "requests 600" in ended.out
 
 

@@ -7,8 +7,8 @@ from shm.segments import CounterWord
 from tests.commands import exchange
 from tests.launched import ROOT
 from tools import conformance, local_exchange
+from tools.client import Client
 from tools.conformance import Result, difference, read_deviations, read_recording, replay_line
-from tools.http_client import Client
 from tools.report import Failed
 
 RECORDINGS = ROOT / "tests" / "conformance" / "http"
@@ -62,15 +62,14 @@ def test_a_wrong_answer_is_found_and_told_with_its_line(tmp_path):
 
 def test_killed_parts_come_back_with_all_that_was_answered(tmp_path):
     settings = read_recording(RECORDINGS / "h01_lists.jsonl").settings
-    with local_exchange.running(tmp_path / "data", local_exchange.private(settings)) as running:
-        client = Client(running.url)
-        client.call("balance.update", 1, "BTC", "deposit", 1, "5", {})
+    with local_exchange.running(tmp_path / "data", local_exchange.private(settings)) as running, \
+            Client(running.url) as client:
+        client.balance_update(1, "BTC", "deposit", 1, 5)
         for part in ("matcher", "journaler", "gateway-0"):
             started = int(running.page(part)[CounterWord.STARTED_NS])
             running.restart(part)
             assert running.page(part)[CounterWord.STARTED_NS] > started
-            client.close()
-            assert client.call("balance.query", 1, "BTC")["BTC"]["available"] == "5"
+            assert client.balance_query(1, "BTC") == {"BTC": (5, 0)}
 
 
 # Comparing.

@@ -9,6 +9,7 @@ import sys
 import time
 from copy import copy
 from dataclasses import replace
+from decimal import Decimal
 
 import numpy as np
 import posix_ipc
@@ -24,12 +25,12 @@ from pipeline.seeding import limits_of
 from pipeline.segment_file import HEADER_BYTES, SEAL, SEAL_OFFSET
 from shm import role_lock, segments
 from shm.process import instance_of, memory_id
-from shm.records import JOURNAL
+from shm.records import JOURNAL, Side
 from shm.segments import CounterWord
 from tests.fake_matcher import write_segment
 from tests.launched import is_running, wait_for
 from tools import local_exchange
-from tools.http_client import Client
+from tools.client import Client
 from tools.kill_audit import Audit
 from tools.kill_load import Load
 from tools.kill_test import Evidence, settings_of, stop
@@ -217,15 +218,15 @@ def test_a_stuck_matcher_keeps_its_role_until_the_watcher_ends_it(tmp_path):
 def test_a_copied_data_directory_runs_beside_the_original(tmp_path):
     with running(tmp_path / "original", settings()) as exchange:
         client = Client(exchange.url)
-        client.call("balance.update", 1, "BTC", "both", 1, "10", {})
+        client.balance_update(1, "BTC", "both", 1, 10)
         shutil.copytree(exchange.data, tmp_path / "copy", ignore=shutil.ignore_patterns("run", "log"))
         with running(tmp_path / "copy", settings()) as copy:
             other = Client(copy.url)
-            for number, change in enumerate(("1", "2", "3")):
-                client.call("balance.update", 1, "BTC", "original", number, change, {})
-                other.call("balance.update", 1, "BTC", "copy", number, f"0.{change}", {})
-            assert client.call("balance.query", 1, "BTC")["BTC"]["available"] == "16"
-            assert other.call("balance.query", 1, "BTC")["BTC"]["available"] == "10.6"
+            for number in (1, 2, 3):
+                client.balance_update(1, "BTC", "original", number, number)
+                other.balance_update(1, "BTC", "copy", number, Decimal(number) / 10)
+            assert client.balance_query(1, "BTC")["BTC"].available == 16
+            assert other.balance_query(1, "BTC")["BTC"].available == Decimal("10.6")
             for each in (client, other):
                 each.close()
 
@@ -252,10 +253,10 @@ class Written:
         with running(data, self.settings) as exchange:
             client = Client(exchange.url)
             for number in range(10):
-                client.call("balance.update", 1, "BTC", "torn", number, "10", {})
-                client.call("order.put_limit", 1, "BTCUSDT", 1, "1", f"{100 + number}", "0", "0", "torn")
+                client.balance_update(1, "BTC", "torn", number, 10)
+                client.order_put_limit(1, "BTCUSDT", Side.ASK, 1, 100 + number, 0, 0, "torn")
             self.before = answers(exchange, users=(1, 2))
-            client.call("balance.update", 2, "ETH", "torn", 1, "1", {"note": "x" * 600})
+            client.balance_update(2, "ETH", "torn", 1, 1, {"note": "x" * 600})
             client.close()
         self.data, self.instance = data, instance_of(data)
         found = self.journal()
@@ -325,9 +326,8 @@ def test_an_exchange_starts_on_a_torn_tail_and_tells_of_it(torn):
     torn.path.write_bytes(content[:torn.end - 700] + bytes(len(content) - torn.end + 700))
     with running(torn.data, torn.settings) as exchange:
         assert answers(exchange, users=(1, 2)) == torn.before
-        client = Client(exchange.url)
-        assert client.call("balance.update", 2, "ETH", "torn", 1, "1", {}) == {"status": "success"}
-        client.close()
+        with Client(exchange.url) as client:
+            client.balance_update(2, "ETH", "torn", 1, 1)  # it was lost: no repeat
         assert f"lost before it was synced, not part of the journal: {torn.path} at offset {torn.start}" \
             in (torn.data / "log" / "journaler.log").read_text()
     assert torn.journal().end_sequence == torn.sequence
@@ -361,10 +361,10 @@ def test_damage_to_the_last_record_of_an_exchange_that_was_stopped_in_order_stop
 def test_a_missing_end_of_the_journal_stops_a_start_on_the_rings_that_know_of_it(sync, tmp_path):
     exchange = LocalExchange(tmp_path / "data", settings(sync)).start()
     client = Client(exchange.url)
-    client.call("balance.update", 1, "BTC", "missing", 1, "10", {})
+    client.balance_update(1, "BTC", "missing", 1, 10)
     exchange.restart("journaler")  # what follows is in a segment of its own
     sequence = int(exchange.page("matcher")[CounterWord.SEQUENCE])
-    client.call("balance.update", 1, "BTC", "missing", 2, "10", {})
+    client.balance_update(1, "BTC", "missing", 2, 10)
     client.close()
     pids = processes_of(exchange)
     for pid in pids:
@@ -377,10 +377,8 @@ def test_a_missing_end_of_the_journal_stops_a_start_on_the_rings_that_know_of_it
         pass
     assert f"the record of sequence {sequence + 1} is damaged or missing" in str(failure.value)
     newest.write_bytes(content)
-    with running(exchange.data, exchange.settings) as again:
-        client = Client(again.url)
-        assert client.call("balance.query", 1, "BTC")["BTC"]["available"] == "20"
-        client.close()
+    with running(exchange.data, exchange.settings) as again, Client(again.url) as client:
+        assert client.balance_query(1, "BTC")["BTC"].available == 20
 
 
 @pytest.mark.parametrize("memory", ["kept", "lost"])
@@ -418,11 +416,10 @@ def test_a_clock_that_was_set_back_is_held_and_counted(torn):
     write_segment(torn.data / "journal", torn.instance, 1, records, torn.settings.journal.segment_bytes)
     last_ns = int(torn.records[-1]["time_ns"]) + HOUR_NS
     with running(torn.data, torn.settings) as exchange:
-        client = Client(exchange.url)
-        order = client.call("order.put_limit", 1, "BTCUSDT", 1, "1", "500", "0", "0", "later")
-        assert order["ctime"] == last_ns // 1000 / 10**6
-        client.call("balance.update", 1, "BTC", "torn", 100, "1", {})
-        client.close()
+        with Client(exchange.url) as client:
+            order = client.order_put_limit(1, "BTCUSDT", Side.ASK, 1, 500, 0, 0, "later")
+            assert order.ctime == last_ns // 1000 / 10**6
+            client.balance_update(1, "BTC", "torn", 100, 1)
         assert exchange.page("matcher")[CounterWord.CLOCK_STEPS] > 0
     stamps = [int(record["time_ns"]) for record, _payload in journal.records(torn.data / "journal", torn.instance)]
     assert stamps == sorted(stamps) and stamps[-2:] == [last_ns, last_ns]

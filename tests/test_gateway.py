@@ -5,8 +5,6 @@ import random
 import struct
 import threading
 import time
-import uuid
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,38 +12,26 @@ import pytest
 import gateways.bridge as bridge_module
 from gateways.bridge import Bridge, MatcherGone, ServiceTimeout, ServiceUnavailable
 from gateways.messages import Reply, make_command
-from pipeline.replica import Replica
 from shm import configuration, doorbell, segments
 from shm.doorbell import announce_sleep
 from shm.gateway_rings import want_room
-from shm.records import COMMAND, ORDER, REPLY_SLOT_BYTES, Kind, Result, struct_format
-from shm.ring import copy_in, copy_out
-from shm.segments import CommandWord, CounterWord, JournalWord, ReplyWord, RingSizes, Role, SleeperWord
+from shm.records import COMMAND, ORDER, Kind, Result, struct_format
+from shm.segments import CommandWord, CounterWord, JournalWord, ReplyWord, Role, SleeperWord
+from tests.gateway_world import Pipeline, Rings
+from tools.local_exchange import prepare_kernels
 
 SETTINGS = configuration.parse({
     "limits": {"orders_max": 4096, "levels_max": 4096, "balances_max": 4096, "assets_max": 8, "markets_max": 8},
     "assets": [{"name": "BTC", "prec_save": 16, "prec_show": 8}, {"name": "USD", "prec_save": 16, "prec_show": 2}],
     "markets": [{"name": "BTCUSD", "stock": "BTC", "money": "USD", "stock_prec": 8, "money_prec": 2}],
 })
-TIMEOUT_MS = 400
 ORDER_STRUCT = struct.Struct(struct_format(ORDER))
 
 
-class Rings:
-    """Shared memory of one gateway, who it is, and a Bridge on it."""
-
-    def __init__(self, directory, **sizes):
-        self.instance = uuid.uuid4()
-        self.memory = segments.create(self.instance, RingSizes(**sizes), 1)
-        self.data, self.defects = directory, []
-        (directory / "run").mkdir()
-        self.memory.counters.words[Role.MATCHER, CounterWord.HEARTBEAT_NS] = time.monotonic_ns() + 3600 * 10**9
-        self.process = SimpleNamespace(
-            memory=self.memory, name="gateway-0", role=int(Role.GATEWAY), data=directory, stopping=False,
-            counters=self.memory.counters.words[Role.GATEWAY], beat=lambda: None, defect=self.defects.append)
-
-    def bridge(self):
-        return Bridge(self.process, 0, TIMEOUT_MS)
+@pytest.fixture(scope="module", autouse=True)
+def compiled():
+    """No kernel is compiled while something has to be answered in time."""
+    prepare_kernels()
 
 
 @pytest.fixture
@@ -53,70 +39,12 @@ def rings(tmp_path):
     made = []
 
     def make(**sizes):
-        made.append(Rings(tmp_path, **{
-            "command_slots": 64, "reply_slots": 128, "journal_slots": 128, "event_slots": 256, **sizes}))
+        made.append(Rings(tmp_path, SETTINGS, **sizes))
         return made[-1]
     yield make
     for each in made:
         segments.unlink(each.instance)
         assert not each.defects
-
-
-class Pipeline:
-    """Matcher and journaler of one gateway, a step at a time, with a real core between them."""
-
-    def __init__(self, rings):
-        self.replica = Replica.configured(SETTINGS)
-        self.commands, self.replies = rings.memory.commands, rings.memory.replies
-        self.sleepers = rings.memory.sleepers.words
-        self.bell = doorbell.open_bell(rings.data / "run", "gateway-0")
-        self.position = self.reply_end = 0
-        self.taken = []        # (COMMAND, payload)
-
-    def apply(self, count=10**9):
-        """The matcher applies what is published, at most `count` commands; nobody sees the replies yet."""
-        tail = int(self.commands.words[0, CommandWord.TAIL])
-        done = 0
-        while self.position < tail and done < count:
-            slots = np.zeros(44 * COMMAND.itemsize // 8, np.uint64)
-            copy_out(self.commands.slots[0], self.position, 1, slots)
-            number = int(slots[:24].view(COMMAND)[0]["slots"])
-            copy_out(self.commands.slots[0], self.position, number, slots)
-            command = slots[:24].view(COMMAND)[0]
-            payload = slots[24:].tobytes()[:command["payload_bytes"]]
-            self.taken.append((command.copy(), payload))
-            self.replica.apply(command, payload, time.time_ns())
-            self._write_reply(self.replica.reply_message())
-            self.position += number
-            done += 1
-        assert self.position <= tail
-        return done
-
-    def _write_reply(self, message):
-        number = -(-len(message) // REPLY_SLOT_BYTES)
-        free = self.replies.shape.capacity - (self.reply_end - int(self.replies.words[0, ReplyWord.HEAD]))
-        assert number <= free, "the matcher may never have to wait for a reply ring"
-        padded = message + bytes(number * REPLY_SLOT_BYTES - len(message))
-        copy_in(self.replies.slots[0], self.reply_end, np.frombuffer(padded, np.uint64), number)
-        self.reply_end += number
-
-    def free(self):
-        """The matcher lets the command slots go."""
-        self.commands.words[0, CommandWord.HEAD] = self.position
-        if self.commands.words[0, CommandWord.ROOM_WANTED]:
-            doorbell.ring_if_asleep(self.sleepers, int(Role.GATEWAY), self.bell)
-
-    def release(self):
-        """The journaler shows the replies, then says so."""
-        self.replies.words[0, ReplyWord.TAIL] = self.reply_end
-        self.commands.words[0, CommandWord.RELEASED] = self.position
-        doorbell.ring_if_asleep(self.sleepers, int(Role.GATEWAY), self.bell)
-
-    def answer(self):
-        count = self.apply()
-        self.free()
-        self.release()
-        return count
 
 
 def deposit(user_id, business_id, detail=b"{}", amount=10**20):
@@ -449,9 +377,9 @@ def test_of_writes_that_pass_together_at_most_one_enters_after_the_journal_stopp
     pipeline = Pipeline(memory)
     write = Bridge._write
 
-    def refused_meanwhile(bridge, call, tail):
+    def refused_meanwhile(bridge, call):
         memory.memory.journal.words[0, JournalWord.REFUSING] = 28
-        return write(bridge, call, tail)
+        return write(bridge, call)
     monkeypatch.setattr(Bridge, "_write", refused_meanwhile)
 
     async def run():
@@ -494,7 +422,7 @@ def test_a_reply_to_nobodys_request_is_a_defect(rings):
         pipeline.release()
         await asyncio.sleep(0.05)
     asyncio.run(run())
-    assert "a reply to request 0, which is not in flight" in memory.defects.pop(0)
+    assert "a reply that is not of call 1" in memory.defects.pop(0)
     memory.defects.clear()
 
 

@@ -6,6 +6,7 @@ from decimal import Decimal
 import pytest
 
 from tools import agreement, order_flow
+from tools.api import Market
 from tools.core_calls import CoreCalls
 from tools.order_flow import ASK, BID, BookTop, Cancel, Filled, Put, SyntheticFlow, Trade
 from tools.replay import replay_book, replay_log
@@ -48,12 +49,12 @@ def flow_of(folder, text, name="flow.log"):
 
 def test_a_log_is_read_as_its_events(tmp_path):
     log = flow_of(tmp_path, LOG)
-    assert log.early == [Put(5, BID, "99.00", "3.00000000")]
+    assert log.early == [Put(5, BID, Decimal(99), Decimal(3))]
     assert log.events == [
-        Put(10, ASK, "100.00", "1.00000000"),
-        Put(11, ASK, "101.00", "2.00000000"),
+        Put(10, ASK, Decimal(100), Decimal(1)),
+        Put(11, ASK, Decimal(101), Decimal(2)),
         BookTop([(Decimal(100), Decimal(1)), (Decimal(101), Decimal(2))], [(Decimal(99), Decimal(3))]),
-        Put(12, BID, "101.00", "1.50000000"),
+        Put(12, BID, Decimal(101), Decimal("1.5")),
         Filled(10), Filled(12),
         Trade(Decimal(100), Decimal(1)), Trade(Decimal(101), Decimal("0.5")), Trade(Decimal("102.5"), Decimal(1)),
         Cancel(5), Filled(6), Filled(11), BookTop([], []),
@@ -64,8 +65,9 @@ def test_a_book_is_read_as_its_orders_plain_or_gzip(tmp_path):
     path = tmp_path / "book.gz"
     path.write_bytes(gzip.compress(BOOK.encode()))
     assert order_flow.read(path).puts == flow_of(tmp_path, BOOK).puts == [
-        Put("a", BID, "99.95", "1"), Put("b", BID, "99.9", "2"), Put("c", BID, "0.01", "7"),
-        Put("d", ASK, "100.01", "0.5"), Put("e", ASK, "100.1", "0.25"), Put("f", ASK, "138991023.41", "0.00000001")]
+        Put(key, side, Decimal(price), Decimal(amount)) for key, side, price, amount in (
+            ("a", BID, "99.95", "1"), ("b", BID, "99.9", "2"), ("c", BID, "0.01", "7"),
+            ("d", ASK, "100.01", "0.5"), ("e", ASK, "100.1", "0.25"), ("f", ASK, "138991023.41", "0.00000001"))]
 
 
 @pytest.mark.parametrize("text, words", [
@@ -148,7 +150,7 @@ def test_an_exchange_that_is_wrong_is_found_out(tmp_path, monkeypatch, method, c
     assert any(words in problem for problem in problems), problems
 
 
-MARKET = {"name": "BTCUSDT", "money_prec": 2, "stock_prec": 8, "min_amount": "0.001"}
+MARKET = Market("BTCUSDT", "BTC", "USDT", fee_prec=4, stock_prec=8, money_prec=2, min_amount=Decimal("0.001"))
 
 
 def calls_of(flow, count=2000):
@@ -176,10 +178,10 @@ def test_a_synthetic_flow_cancels_its_own_orders_and_each_once():
     assert 100 < sum(method == "order.put_market" for method, _params in calls) < 300
 
 
-@pytest.mark.parametrize("market", [MARKET, {**MARKET, "stock_prec": 0, "min_amount": "1", "money_prec": 0}])
+@pytest.mark.parametrize("market", [MARKET, MARKET._replace(stock_prec=0, money_prec=0, min_amount=Decimal(1))])
 def test_a_synthetic_flow_keeps_to_the_decimals_and_the_least_amount_of_its_market(market):
     for method, params in calls_of(SyntheticFlow(1, 0, market, 8000, range(1, 9))):
         if method == "order.put_limit":
             amount, price = map(Decimal, params[3:5])
-            assert amount >= Decimal(market["min_amount"]) and -amount.as_tuple().exponent == market["stock_prec"]
-            assert price > 0 and -price.as_tuple().exponent == market["money_prec"]
+            assert amount >= market.min_amount and -amount.as_tuple().exponent == market.stock_prec
+            assert price > 0 and -price.as_tuple().exponent == market.money_prec

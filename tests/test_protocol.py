@@ -71,7 +71,8 @@ def body_of(line):
 def answers_over_a_core(config, **sections):
     settings = configuration.from_recording(config, **{
         "limits": {"orders_max": 20_000, "levels_max": 20_000, "balances_max": 2_000}, **sections})
-    return Answers(CoreBridge(settings), Catalog(settings.limits), REPORTS.append, settings.http.pretty)
+    return Answers(CoreBridge(settings), Catalog(settings.limits), REPORTS.append, settings.http.pretty,
+                   settings.http.batch_max)
 
 
 def comparable(document):
@@ -412,3 +413,39 @@ def test_every_write_method_and_no_other_is_marked_as_one():
     assert {name for name, method in METHODS.items() if method.is_write} == {
         "balance.update", "order.put_limit", "order.put_market", "order.cancel"}
     assert find_method("order.cancel").is_write
+
+
+def batch(*calls):
+    return json.dumps([{"id": number, "method": method, "params": params}
+                       for number, (method, *params) in enumerate(calls)]).encode()
+
+
+@pytest.mark.parametrize("batch_max, status", [(0, 400), (1, 400), (2, 200), (1000, 200)])
+def test_a_batch_is_taken_where_the_configuration_allows_its_size(batch_max, status):
+    answers = answers_over_a_core(CONFIG, http={"batch_max": batch_max})
+    answer = asyncio.run(answers.answer(batch(("balance.query", 1, "BTC"), ("order.nope",))))
+    assert answer.status == status
+    if status == 200:
+        documents = json.loads(answer.body)
+        assert [document["id"] for document in documents] == [0, 1]
+        assert documents[0]["result"] == {"BTC": {"available": "0", "freeze": "0"}}
+        assert documents[1]["error"]["code"] == 4
+
+
+@pytest.mark.parametrize("body", [b"[]", b"[[]]", b"[1]", b'[{"id": 1, "method": "market.list", "params": []}, null]'])
+def test_a_batch_with_anything_that_is_no_request_is_400_and_nothing_of_it_is_executed(body):
+    answers = answers_over_a_core(CONFIG, http={"batch_max": 10})
+    assert asyncio.run(answers.answer(body)) == (400, b"", True)
+    assert answers._bridge.commands == []
+
+
+def test_a_batch_is_indented_where_answers_are():
+    pretty = answers_over_a_core(CONFIG, http={"batch_max": 10, "pretty": True})
+    body = asyncio.run(pretty.answer(batch(("balance.query", 1, "BTC")))).body
+    assert b"\n" in body and json.loads(body)[0]["result"] == {"BTC": {"available": "0", "freeze": "0"}}
+
+
+def test_a_batch_without_a_matcher_is_500():
+    answers = answers_over_a_core(CONFIG, http={"batch_max": 10})
+    answers._bridge.refusal = MatcherGone()
+    assert asyncio.run(answers.answer(batch(("balance.query", 1), ("balance.query", 2)))) == (500, b"", False)

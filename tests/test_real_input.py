@@ -1,23 +1,17 @@
 """Real recordings: what the exchange makes of them agrees with what was published, in process and over HTTP.
 
-The files are not in the repository: they are looked for in the folder that EXCHANGE_RECORDED_DATA names, else in
-../shared/data beside the project.
+The files are not in the repository: `order_flow.recorded` tells where they are looked for.
 """
 import hashlib
-import os
-from pathlib import Path
 
 import pytest
 
 from shm import configuration
 from tests.commands import exchange
-from tests.launched import ROOT
-from tools import local_exchange
+from tools import local_exchange, order_flow
+from tools.order_flow import BITSTAMP, COINBASE
 from tools.replay import SETTINGS
 
-FOLDER = Path(os.environ.get("EXCHANGE_RECORDED_DATA") or ROOT.parent / "shared" / "data")
-BITSTAMP = "bitstamp_btcusd_l3_20150501.log.gz"
-COINBASE = "coinbase_btcusd_l3_snapshot_20260807.json.gz"
 SHA256 = {
     BITSTAMP: "4dc3dcd18f02938374f941612ccef5cbbec1dc2f2dd580d5de4519c7d86e01dc",
     COINBASE: "4b1a88d1c4382298b4ad3452c756dcc7017c1f367f016ce6865df29c740a485a",
@@ -25,7 +19,7 @@ SHA256 = {
 
 
 def recording(name):
-    path = FOLDER / name
+    path = order_flow.recorded(name)
     if not path.exists():
         pytest.skip(f"{path} is not there: EXCHANGE_RECORDED_DATA names the folder that has it")
     assert hashlib.sha256(path.read_bytes()).hexdigest() == SHA256[name], f"{path} is another recording"

@@ -5,12 +5,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from shm import configuration, kernel_cache
-from tools.http_client import Client
+from shm.records import Side
+from tools.client import Client
 from tools.local_exchange import KERNELS, private, running
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,12 +23,14 @@ CORE = {                           # all that decides an outcome; what else the 
     "pipeline.admission", "pipeline.core", "pipeline.catalog", "pipeline.digest", "pipeline.idempotency",
     "pipeline.inbox", "pipeline.ledger", "pipeline.matching", "pipeline.money", "pipeline.order_book",
     "pipeline.output", "pipeline.prefetch", "pipeline.price_levels", "pipeline.reads", "pipeline.settlement",
-    "pipeline.state", "shm.atomics", "shm.int128", "shm.records"}
+    "pipeline.state", "shm.atomics", "shm.int128", "shm.kernel", "shm.records"}
 CORE_MAY_IMPORT = {"numpy", "numba", "llvmlite", "typing", "enum", "operator"}
 CORE_MAY_NAME = {
     "shm.segments": {"WORD_STRIDE", "EventWord"},  # the events ring's words
     "mmap": {"mmap"},                              # state.py reserves its arrays with it
 }
+KERNEL, PARTS = "kernel", {"inlined", "called"}        # how shm/kernel.py lets functions be compiled
+COMPILERS = {"njit", "jit", "vectorize", "guvectorize", "cfunc"}
 FORBIDDEN_CALLS = {"open", "print", "input", "exec", "eval", "ExternalFunction"}
 
 
@@ -52,17 +56,44 @@ def imports(tree):
             yield from ((node.module, alias.name) for alias in node.names)
 
 
-def kernels(tree):
-    """(function, keywords of its njit) of every compiled function; None where there are none."""
+def decorators(function):
+    """The names of a function's decorators."""
+    for decorator in function.decorator_list:
+        called = decorator.func if isinstance(decorator, ast.Call) else decorator
+        yield called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+
+
+def functions(tree):
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+
+
+def compiled(tree):
+    """{name: how} of the functions that are compiled."""
+    return {function.name: how for function in functions(tree) for how in decorators(function)
+            if how in {KERNEL, *PARTS} | COMPILERS}
+
+
+def calls_from_python(tree):
+    """(line, module or "", name) of every call by its name or its module's, but those in compiled functions."""
+    names, modules = {}, {}
     for node in ast.walk(tree):
-        if not isinstance(node, ast.FunctionDef):
-            continue
-        for decorator in node.decorator_list:
-            called = decorator.func if isinstance(decorator, ast.Call) else decorator
-            name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
-            if name in ("njit", "jit", "vectorize", "guvectorize", "cfunc"):
-                keywords = decorator.keywords if isinstance(decorator, ast.Call) else []
-                yield node, {keyword.arg: ast.literal_eval(keyword.value) for keyword in keywords}
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                names[alias.asname or alias.name] = (node.module, alias.name)
+                modules[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    inside = compiled(tree)
+
+    def look(node):
+        if isinstance(node, ast.FunctionDef) and node.name in inside:
+            return
+        if isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Name):
+                yield node.lineno, *names.get(node.func.id, ("", node.func.id))
+            elif isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+                yield node.lineno, modules.get(node.func.value.id, "?"), node.func.attr
+        for child in ast.iter_child_nodes(node):
+            yield from look(child)
+    return look(tree)
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -87,22 +118,33 @@ def test_the_core_imports_no_clock_and_no_input_or_output(module):
             assert called not in FORBIDDEN_CALLS, f"{module} line {node.lineno} calls {called}"
 
 
-def test_every_kernel_is_kept_on_disk_and_counts_no_references():
+def test_every_function_is_compiled_in_one_of_three_ways():
+    # kept on disk, without counting references, and with an entry for Python only where Python calls: shm/kernel.py
     found = 0
     for path in sources(*PACKAGES):
-        for function, keywords in kernels(tree_of(path)):
-            where = f"{path.relative_to(ROOT)} line {function.lineno}: {function.name}"
-            assert keywords.get("cache") is True, f"{where} is compiled anew in every process"
-            assert keywords.get("_nrt") is False, f"{where} counts references, which costs more than what it does"
-            found += 1
+        if path != path_of("shm.kernel"):
+            ways = compiled(tree_of(path))
+            assert not set(ways.values()) & COMPILERS, f"{path}: use shm/kernel.py"
+            found += len(ways)
     assert found > 100
+
+
+def test_python_calls_no_part_of_a_kernel():
+    # it has no entry for Python: the process would end by SIGSEGV
+    parts = {(path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."), name)
+             for path in sources(*PACKAGES) for name, how in compiled(tree_of(path)).items() if how in PARTS}
+    assert len(parts) > 100
+    for path in sources(*PACKAGES, "tests"):
+        own = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        for line, module, name in calls_from_python(tree_of(path)):
+            assert (module or own, name) not in parts, f"{path} line {line} calls {name}: make it a kernel"
 
 
 def test_the_cache_s_digest_covers_every_file_that_a_kernel_takes_something_from():
     # numba itself looks at the kernel's own file
     for path in sources(*PACKAGES):
         tree = tree_of(path)
-        if list(kernels(tree)):
+        if compiled(tree):
             used = {module.partition(".")[0] for module, _ in imports(tree)} & set(PACKAGES)
             assert used <= set(kernel_cache.SOURCE_FOLDERS), path
 
@@ -111,27 +153,29 @@ def test_the_core_is_called_by_what_re_runs_the_journal_with_the_same_functions(
     # whatever applies commands goes through `apply`: there is no second way into the state
     for path in sources("pipeline"):
         writers = {name for module, name in imports(tree_of(path)) if module == "pipeline.matching"}
-        assert not writers - {"refuse"} or path.stem == "core", f"{path} imports {writers} from pipeline.matching"
+        assert path.stem in ("core", "kernels") or not writers - {"refuse"}, f"{path} imports {writers}"
 
 
 def trade(exchange):
     """Something of every kind of command."""
-    client = Client(exchange.url)
-    market = client.call("market.list")[0]
-    name, assets = market["name"], (market["stock"], market["money"])
-    for user in (1, 2):
-        for asset in assets:
-            client.call("balance.update", user, asset, "tidy", int(time.time() * 1000), "1000000", {})
-    for side, user in ((1, 1), (1, 1), (2, 2)):
-        order = client.call("order.put_limit", user, name, side, "2", "10", "0.001", "0.001", "tidy")
-    client.call("order.put_market", 2, name, 2, "10", "0.001", "tidy")
-    resting = client.call("order.pending", 1, name, 0, 10)["records"] or [order]
-    client.call("order.pending_detail", name, resting[0]["id"])
-    client.call("order.cancel", resting[0]["user"], name, resting[0]["id"])
-    for method, *params in (("order.book", name, 1, 0, 10), ("order.depth", name, 10, "0.1"), ("balance.query", 1),
-                            ("asset.list",), ("asset.summary",), ("market.summary",)):
-        client.call(method, *params)
-    client.close()
+    fee = Decimal("0.001")
+    with Client(exchange.url) as client:
+        market = client.market_list()[0]
+        for user in (1, 2):
+            for asset in (market.stock, market.money):
+                client.balance_update(user, asset, "tidy", int(time.time() * 1000), 1_000_000)
+        for side, user in ((Side.ASK, 1), (Side.ASK, 1), (Side.BID, 2)):
+            order = client.order_put_limit(user, market.name, side, 2, 10, fee, fee, "tidy")
+        client.order_put_market(2, market.name, Side.BID, 10, fee, "tidy")
+        resting = (client.order_pending(1, market.name).orders or [order])[0]
+        client.order_pending_detail(market.name, resting.id)
+        client.order_cancel(resting.user, market.name, resting.id)
+        client.order_book(market.name, Side.ASK)
+        client.order_depth(market.name, 10, Decimal("0.1"))
+        client.balance_query(1)
+        client.asset_list()
+        client.asset_summary()
+        client.market_summary()
 
 
 def test_a_running_exchange_compiles_nothing(tmp_path):

@@ -30,7 +30,8 @@ def test_a_killed_process_runs_again_in_under_a_second(exchange, name):
     killed_at = time.monotonic()
     exchange.back(name, old_pid)
     assert time.monotonic() - killed_at < 1.0
-    assert any(f"{name} (process {old_pid}) died" in line for line in exchange.fatal_lines())
+    wait_for(lambda: any(f"{name} (process {old_pid}) died" in line for line in exchange.fatal_lines()),
+             "the death is told")
 
 
 def test_processes_killed_together_come_back_together(exchange):

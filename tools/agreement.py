@@ -6,7 +6,7 @@ from tools.order_flow import ASK, BookTop, Cancel, Filled, Put, Trade
 
 LEVELS_COMPARED = 5
 LEVELS_PUBLISHED = 20
-INTERVALS = ("0", "0.1", "1", "10", "100")
+INTERVALS = tuple(map(Decimal, ("0", "0.1", "1", "10", "100")))
 LIMITS = (20, 101)
 
 # What a correct engine reaches on recordings that are known, by their SHA-256: `in_advance` with the early orders put
@@ -44,7 +44,7 @@ def follow_log(log, trader, in_advance, advance, count=None):
             published[event.price, event.amount] += 1
         elif isinstance(event, BookTop):
             figures["pictures"] += 1
-            _compare(event, trader.depth(LEVELS_PUBLISHED), figures)
+            _compare(event, trader.api.order_depth(trader.name, LEVELS_PUBLISHED), figures)
         advance()
     figures.update(trades=made.total(), trades_equal=(made & published).total(), trades_published=published.total())
     return {"in_advance": len(log.early) if in_advance else 0, "orders_and_cancels": sent, **figures}
@@ -79,9 +79,9 @@ def compare_depths(book, trader):
     """The exchange's depth against one computed from the book alone; the figures by name."""
     equal, problems = 0, []
     for interval in INTERVALS:
-        expected = depth_of(book.puts, Decimal(interval))
+        expected = depth_of(book.puts, interval)
         for limit in LIMITS:
-            if trader.depth(limit, interval) == tuple(side[:limit] for side in expected):
+            if trader.api.order_depth(trader.name, limit, interval) == tuple(side[:limit] for side in expected):
                 equal += 1
             else:
                 problems.append(f"the depth at interval {interval} and limit {limit} differs")
@@ -92,9 +92,9 @@ def depth_of(puts, interval):
     """(asks, bids), each [(price, amount)] with the best first; merged upwards and downwards by a positive interval."""
     asks, bids = defaultdict(Decimal), defaultdict(Decimal)
     for put in puts:
-        price = Decimal(put.price)
+        price = put.price
         if interval:
             rounding = ROUND_CEILING if put.side == ASK else ROUND_FLOOR
             price = (price / interval).to_integral_value(rounding) * interval
-        (asks if put.side == ASK else bids)[price] += Decimal(put.amount)
+        (asks if put.side == ASK else bids)[price] += put.amount
     return sorted(asks.items()), sorted(bids.items(), reverse=True)

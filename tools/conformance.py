@@ -17,7 +17,7 @@ from pathlib import Path
 from shm import configuration
 from shm.configuration import ConfigurationError
 from tools import local_exchange, report
-from tools.http_client import Client
+from tools.client import Client
 from tools.report import Failed
 
 DEVIATIONS = local_exchange.PROJECT / "tests" / "conformance_deviations.json"
@@ -223,14 +223,13 @@ def replay(recording, deviations, stopping, advance):
     result = Result(recording.path)
     try:
         with tempfile.TemporaryDirectory(prefix="exchange-") as folder, \
-                local_exchange.running(Path(folder) / "data", local_exchange.private(recording.settings)) as exchange:
-            client = Client(exchange.url)
+                local_exchange.running(Path(folder) / "data", local_exchange.private(recording.settings)) as exchange, \
+                Client(exchange.url) as client:
             for number, line in recording.lines:
                 if stopping.is_set():
                     raise Failed("interrupted")
                 replay_line(result, exchange, client, number, line, recording.volatile, deviations)
                 advance()
-            client.close()
     except Failed as problem:
         result.problem = str(problem)
     return result
@@ -240,7 +239,6 @@ def replay_line(result, exchange, client, number, line, volatile, deviations):
     """Do what one line of a recording says, and count what comes of it."""
     if PARTS.get(line.get("restart")):
         exchange.restart(PARTS[line["restart"]])
-        client.close()
     if "request" not in line:
         return
     request = line["request"]

@@ -11,14 +11,14 @@ from gateways.arguments import InvalidArgument
 from gateways.catalog import Catalog
 from gateways.messages import Reply
 from pipeline.replica import Replica
-from shm.records import COMMAND, EventKind
-from tools.http_client import CallRefused
+from shm.records import COMMAND, EventKind, Side
+from tools.api import Api, CallRefused
 from tools.trader import Made
 
 CALL_NS = 1_000                # of the core's time from one call to the next
 
 
-class CoreCalls:
+class CoreCalls(Api):
     def __init__(self, settings):
         """A new core with the configuration's assets, markets and limits."""
         self._replica = Replica.configured(settings)
@@ -50,8 +50,8 @@ class CoreCalls:
 
     def find_trades(self, trader, order):
         """The trades of the order that the last call put, from the core's events."""
-        market, is_ask = trader.market, order["side"] == 1
+        market, is_ask = trader.market, order.side == Side.ASK
         return [Made(int(event["bid_order_id" if is_ask else "ask_order_id"]),
-                     Decimal(int(event["price"])).scaleb(-market["money_prec"]),
-                     Decimal(int(event["amount"])).scaleb(-market["stock_prec"]))
+                     Decimal(int(event["price"])).scaleb(-market.money_prec),
+                     Decimal(int(event["amount"])).scaleb(-market.stock_prec))
                 for event in self._events if event["kind"] == EventKind.DEAL]

@@ -5,7 +5,7 @@ Of 100 commands about 60 are limit orders near the middle, 30 cancel a random re
 orders of 4.3 times the size. `balance` steers: with as many cancels as needed, a small book stays small.
 """
 import numpy as np
-from numba import int64, njit, uint64
+from numba import int64, uint64
 
 from pipeline.chain import chain_value_at
 from pipeline.core import apply
@@ -13,6 +13,7 @@ from pipeline.order_book import find_order
 from pipeline.replay import BODY_WORDS, STAMP_WORDS
 from pipeline.state import NEW_ORDER, ORDERS, SEQUENCE
 from shm.int128 import halves
+from shm.kernel import inlined, kernel
 from shm.records import COMMAND, JOURNAL, LAYOUT_VERSION, Kind, RecordKind, Side
 
 PUT_LIMIT = int(Kind.PUT_LIMIT)
@@ -23,7 +24,7 @@ MIDDLE_TICKS = 800_000
 RECORD_WORDS = JOURNAL.itemsize // 8
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def next_random(seed):
     """xorshift: seed[0] and the value returned."""
     value = seed[0]
@@ -34,12 +35,12 @@ def next_random(seed):
     return value
 
 
-@njit(cache=True, _nrt=False, forceinline=True)
+@inlined
 def below(seed, bound):
     return int64((next_random(seed) >> uint64(11)) % uint64(bound))
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def record_flow(state, inbox, out, records, words, seed, markets, users, depth_ticks, orders_aim, growing):
     """Fill `records` (JOURNAL; `words` is the same memory) with commands that all succeed, applying each.
 
@@ -95,14 +96,14 @@ def record_flow(state, inbox, out, records, words, seed, markets, users, depth_t
         filled += 1
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def repeat_command(state, inbox, out, count):
     """Apply the command in the inbox `count` times: for reads."""
     for _ in range(count):
         apply(state, inbox, out, state.counters[SEQUENCE])
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def seal(records, flat, chain):
     """Chain the records (`flat`: the same memory as words), as a matcher does; returns the last chain value."""
     slot = int64(0)
@@ -116,7 +117,7 @@ def seal(records, flat, chain):
     return chain
 
 
-@njit(cache=True, _nrt=False)
+@kernel
 def chase(step, count):
     """Follow `count` links through memory: a fixed piece of work to compare machines by."""
     at = int64(0)

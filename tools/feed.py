@@ -2,10 +2,12 @@
 import argparse
 import time
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 from tools import agreement, load, order_flow, report
-from tools.http_client import Client
+from tools.api import Api
+from tools.client import Client
 from tools.order_flow import AMOUNT_DECIMALS, ASK, PRICE_DECIMALS
 from tools.report import Failed
 from tools.trader import USER_FIRST, USERS, Made, Trader, deposit, find_market
@@ -54,20 +56,21 @@ def _positive(kind):
 
 def run(options):
     flow = None if options.file == SYNTHETIC else order_flow.read(Path(options.file))
-    client = Client(options.url)
-    market = find_market(client.call, options.market)
-    figures = feed_synthetic(options, client, market) if flow is None else feed_recording(options, client, market, flow)
-    report.write_json(options.json, {"flow": options.file, "market": market["name"], **figures})
+    feed_flow = feed_synthetic if flow is None else partial(feed_recording, flow)
+    with Client(options.url) as client:
+        market = find_market(client, options.market)
+        figures = feed_flow(options, client, market)
+    report.write_json(options.json, {"flow": options.file, "market": market.name, **figures})
     report.say_figures(figures)
     return 1 if figures["problems"] else 0
 
 
 # A recording.
 
-def feed_recording(options, client, market, flow):
+def feed_recording(flow, options, client, market):
     check_market(client, market, flow.puts)
-    calls = HttpCalls(client, options.rate)
-    trader = Trader(calls.call, market, calls.find_trades)
+    calls = TimedCalls(client, options.rate)
+    trader = Trader(calls, market, calls.find_trades)
     trader.fund(flow.puts, options.seed)
     calls.begin()
     if isinstance(flow, order_flow.Book):
@@ -95,21 +98,21 @@ def feed_book(book, trader, count):
 
 def check_market(client, market, puts):
     """Raises Failed where the market cannot take the recording's orders as they are, or has orders of others."""
-    name, least = market["name"], min(Decimal(put.amount) for put in puts)
+    name, least = market.name, min(put.amount for put in puts)
     remedy = "name another with --market NAME"
-    kept, needed = (market["stock_prec"], market["money_prec"]), (AMOUNT_DECIMALS, PRICE_DECIMALS)
+    kept, needed = (market.stock_prec, market.money_prec), (AMOUNT_DECIMALS, PRICE_DECIMALS)
     if kept[0] < needed[0] or kept[1] < needed[1]:
         raise Failed(f"market {name} keeps {kept[0]} decimals of amounts and {kept[1]} of prices, the recording has"
                      f" {needed[0]} and {needed[1]}: {remedy}")
-    if least < Decimal(market["min_amount"]):
-        raise Failed(f"market {name} refuses amounts below its min_amount {market['min_amount']}, the recording has"
+    if least < market.min_amount:
+        raise Failed(f"market {name} refuses amounts below its min_amount {market.min_amount}, the recording has"
                      f" {least:f}: {remedy}")
-    summary, = client.call("market.summary", name)
-    if count := summary["ask_count"] + summary["bid_count"]:
+    summary, = client.market_summary(name)
+    if count := summary.ask_count + summary.bid_count:
         raise Failed(f"the book of market {name} holds {count} orders, and a recording needs an empty one: {remedy}")
 
 
-class HttpCalls:
+class TimedCalls(Api):
     """Calls over one connection, one after another: timed, and no faster than `rate` a second."""
 
     def __init__(self, client, rate):
@@ -133,25 +136,24 @@ class HttpCalls:
         """The trades that an order made, found by asking what is left of the orders that it can have met: best price
         first, then the oldest, until the deals of the order are explained.
         """
-        is_ask = order["side"] == ASK
-        limit, missing = Decimal(order["price"]), Decimal(order["deal_stock"])
-        met = [resting for resting in trader.resting.values() if resting.side != order["side"]
-               and (resting.price >= limit if is_ask else resting.price <= limit)]
+        is_ask, missing = order.side == ASK, order.deal_stock
+        met = [resting for resting in trader.resting.values() if resting.side != order.side
+               and (resting.price >= order.price if is_ask else resting.price <= order.price)]
         met.sort(key=lambda resting: (-resting.price if is_ask else resting.price, resting.order_id))
         made = []
         for resting in met:
             if missing == 0:
                 break
-            now = self.call("order.pending_detail", trader.name, resting.order_id)
-            amount = resting.left - (Decimal(now["left"]) if now else 0)
+            now = self.order_pending_detail(trader.name, resting.order_id)
+            amount = resting.left - (now.left if now else 0)
             if amount:
                 made.append(Made(resting.order_id, resting.price, amount))
                 missing -= amount
         money = sum(trade.price * trade.amount for trade in made)
-        if missing or money != Decimal(order["deal_money"]):
-            raise Failed(f"order {order['id']} has deals of {order['deal_stock']} for {order['deal_money']}, and the"
-                         f" orders that it met lack {Decimal(order['deal_stock']) - missing} for {money}: somebody else"
-                         f" trades on {trader.name}, or the exchange is wrong")
+        if missing or money != order.deal_money:
+            raise Failed(f"order {order.id} has deals of {order.deal_stock} for {order.deal_money}, and the orders that"
+                         f" it met lack {order.deal_stock - missing} for {money}: somebody else trades on"
+                         f" {trader.name}, or the exchange is wrong")
         return made
 
 
@@ -160,9 +162,9 @@ class HttpCalls:
 def feed_synthetic(options, client, market):
     users = range(USER_FIRST, USER_FIRST + USERS)
     for user in users:
-        for asset in (market["stock"], market["money"]):
-            deposit(client.call, user, asset, SYNTHETIC_FUNDS, options.seed)
-    price = _middle_of(client.call("order.depth", market["name"], 1, "0"))
+        for asset in (market.stock, market.money):
+            deposit(client, user, asset, SYNTHETIC_FUNDS, options.seed)
+    price = _middle_of(client.order_depth(market.name, 1))
     flows = [order_flow.SyntheticFlow(options.seed, index, market, price, users)
              for index in range(options.connections)]
     count = options.count or SYNTHETIC_COUNT
@@ -173,5 +175,5 @@ def feed_synthetic(options, client, market):
 
 
 def _middle_of(depth):
-    best = [Decimal(depth[side][0][0]) for side in ("asks", "bids") if depth[side]]
+    best = [side[0].price for side in depth if side]
     return sum(best) / len(best) if best else SYNTHETIC_PRICE

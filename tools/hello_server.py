@@ -1,4 +1,7 @@
-"""The peer of the HTTP benchmarks: a stock Tornado hello-world POST handler. `python -m tools.hello_server PORT`"""
+"""The peer of the HTTP benchmarks: a stock Tornado hello-world POST handler. `python -m tools.hello_server PORT`
+
+One process, and nothing is logged: Tornado would write a line a request where its logger is set up.
+"""
 import asyncio
 import sys
 
@@ -10,8 +13,12 @@ class Hello(tornado.web.RequestHandler):
         self.finish('{"hello": "world"}')
 
 
+def application():
+    return tornado.web.Application([(r".*", Hello)], log_function=lambda _handler: None)
+
+
 async def main(port):
-    tornado.web.Application([(r".*", Hello)]).listen(port, "127.0.0.1")
+    application().listen(port, "127.0.0.1")
     await asyncio.Event().wait()
 
 

@@ -1,91 +1,108 @@
-"""Benchmarks through the socket and all processes, beside a stock Tornado hello-world POST in the same run.
+"""Benchmarks through the socket and all processes, in turn with a stock Tornado hello-world POST.
 
-The load comes from wrk, 32 keep-alive connections; it shares the machine's cores with what it measures.
+One round: hello-world while the exchange idles, then the exchange, each loaded by wrk on the same cores. Rates and
+percentiles are medians over all rounds, the ratio is that of the medians.
 """
-import json
-import shutil
+import socket
+import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass
 
-from shm import configuration
 from shm.process import die_with_parent
-from tools import local_exchange
-from tools.http_client import Client
+from tools import bench_exchange, disk, local_exchange, wrk
 from tools.report import Failed
 
-CONNECTIONS = 32
-USERS = 100
-LOAD = Path(__file__).with_name("http_bench.lua")
-RUNS = {  # name: (sync mode, kind of load)
-    "http.put_limit.always": ("always", "orders"),
-    "http.put_limit.interval": ("interval", "orders"),
-    "http.put_limit.none": ("none", "orders"),
-    "http.depth_20": ("always", "reads"),
-}
 PEER = "a stock Tornado hello-world POST"
-NAMES = tuple(RUNS)
+MEDIANS = ("rate", "p50_ms", "p99_ms", "p999_ms")
+HELLO_SECONDS = 10.0           # for it to listen
+READS = ("balance", "depth_20", "depth_100_merged_0.1", "book_20", "pending_20")
+EMPTY, RANDOM, COINBASE = "empty", "random", "coinbase"
 
 
-def run(wanted, seconds):
-    """Yield the results of the benchmarks that `wanted(name)` asks for. Raises Failed where wrk is missing."""
-    names = [name for name in NAMES if wanted(name)]
-    if not names:
-        return
-    if shutil.which("wrk") is None:
-        raise Failed("the http benchmarks need wrk, which is not on the PATH: install the package of that name")
-    hello = _hello(seconds)
-    yield {"name": "http.hello_world", "rate": hello["rate"], "unit": "requests/s", "ratio": 1.0, "peer": PEER, **hello}
-    for name in names:
-        mode, kind = RUNS[name]
-        with tempfile.TemporaryDirectory(prefix="exchange-bench-") as folder:
-            result = _exchange(Path(folder), mode, kind, seconds)
-        yield {"name": name, "sync": mode, "unit": "requests/s", "ratio": round(result["rate"] / hello["rate"], 2),
-               "peer": PEER, **result}
+@dataclass(frozen=True)
+class Benchmark:
+    name: str
+    load: str                  # of http_bench.lua
+    sync: str = "always"
+    book: str = EMPTY          # before each round
+    pipelined: int = 1         # requests a write
 
 
-def _hello(seconds):
+BENCHMARKS = (
+    *(Benchmark(f"http.put_limit.{load}.{sync}", load, sync)
+      for load in ("cross", "random", "rest") for sync in ("always", "interval")),
+    *(Benchmark(f"http.pipelined_16.{sync}", "cross", sync, pipelined=16) for sync in ("always", "interval")),
+    *(Benchmark(f"http.{load}", load, book=RANDOM) for load in READS),
+    *(Benchmark(f"http.coinbase.{load}", load, book=COINBASE) for load in READS),
+)
+NAMES = tuple(benchmark.name for benchmark in BENCHMARKS)
+COINBASE_NAMES = {benchmark.name for benchmark in BENCHMARKS if benchmark.book == COINBASE}
+
+
+def run(names, rounds, seconds, folder, fill_from_coinbase):
+    """Yield the results of the named benchmarks, with data directories in `folder`.
+
+    Reads change nothing, so those of one book share an exchange in each round.
+    """
+    asked = [benchmark for benchmark in BENCHMARKS if benchmark.name in names]
+    fills = {EMPTY: bench_exchange.leave_empty, RANDOM: bench_exchange.fill_at_random, COINBASE: fill_from_coinbase}
+    groups = [[benchmark] for benchmark in asked if benchmark.book == EMPTY]
+    groups += [[benchmark for benchmark in asked if benchmark.book == book] for book in (RANDOM, COINBASE)]
+    for group in filter(None, groups):
+        found = {benchmark: [] for benchmark in group}
+        for number in range(1, rounds + 1):
+            with bench_exchange.running(folder, group[0].sync, fills[group[0].book]) as exchange:
+                for benchmark in group:
+                    hello = measure_hello(seconds)
+                    found[benchmark].append({"hello": hello, "exchange": measure(
+                        exchange, benchmark, seconds, number, folder)})
+        for benchmark, measured in found.items():
+            yield result_of(benchmark, measured)
+
+
+def measure(exchange, benchmark, seconds, seed, folder):
+    """The figures of one round of the exchange."""
+    sync_ms = disk.fdatasync_p50_ms(folder)
+    return {**wrk.run(exchange.url, benchmark.load, seconds, bench_exchange.USERS, benchmark.pipelined, seed),
+            "resting_orders": bench_exchange.resting_orders(exchange), "fdatasync_p50_ms": sync_ms}
+
+
+def measure_hello(seconds):
+    """The figures of one round of hello-world, in a process of its own."""
     port = local_exchange.free_port()
     server = subprocess.Popen([sys.executable, "-m", "tools.hello_server", str(port)],
                               cwd=local_exchange.PROJECT, preexec_fn=die_with_parent)
     try:
-        client = Client(f"http://127.0.0.1:{port}/")
-        deadline = time.monotonic() + 10
-        while client.send(b"{}")[0] != 200:
-            if time.monotonic() > deadline:
-                raise Failed("the hello-world server does not answer")
-            time.sleep(0.05)
-        return _wrk(f"http://127.0.0.1:{port}/", "reads", seconds)
+        deadline = time.monotonic() + HELLO_SECONDS
+        while not _listens(port):
+            if time.monotonic() > deadline or server.poll() is not None:
+                raise Failed(f"the hello-world server does not listen on port {port}")
+            time.sleep(local_exchange.LOOK_SECONDS)
+        return wrk.run(f"http://127.0.0.1:{port}/", "hello", seconds)
     finally:
         server.terminate()
         server.wait()
 
 
-def _exchange(data, mode, kind, seconds):
-    settings = configuration.load(local_exchange.PROJECT / "exchange.toml")
-    settings = local_exchange.private(replace(settings, journal=replace(settings.journal, sync=mode)))
-    with local_exchange.running(data, settings) as exchange:
-        client = Client(exchange.url)
-        for number in range(2 * USERS):
-            body = {"id": 1, "method": "balance.update",
-                    "params": [number // 2 + 1, ("BTC", "USDT")[number % 2], "bench", number, "1000000000", {}]}
-            client.send(json.dumps(body).encode())
-        _wrk(exchange.url, "orders", 1)  # warm, and a book for the reads
-        return _wrk(exchange.url, kind, seconds)
+def _listens(port):
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+        return True
+    except OSError:
+        return False
 
 
-def _wrk(url, kind, seconds):
-    """Accepted requests a second and percentiles. Raises Failed where an answer was no answer."""
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency", "-s", str(LOAD), url, "--", kind,
-               str(USERS)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0 or "RESULT" not in done.stdout:
-        raise Failed(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
-    result = json.loads(done.stdout.rsplit("RESULT", 1)[1])
-    if result["errors"]:
-        raise Failed(f"{result['errors']} requests to {url} had no answer")
-    result["rate"] = round((result["requests"] - result["refused"]) / result["seconds"])
-    return result
+def result_of(benchmark, rounds):
+    """A benchmark's result: the medians of its rounds, and the rounds."""
+    ours, hello = ({name: statistics.median(measured[side][name] for measured in rounds) for name in MEDIANS}
+                   for side in ("exchange", "hello"))
+    last = rounds[-1]["exchange"]
+    return {
+        "name": benchmark.name, "sync": benchmark.sync, "book": benchmark.book, "unit": "accepted requests/s", **ours,
+        "percentiles_of": "a request" if benchmark.pipelined == 1 else f"a write of {benchmark.pipelined} requests",
+        "refused": sum(measured["exchange"]["refused"] for measured in rounds),
+        "resting_orders": last["resting_orders"],  # after the last round
+        "fdatasync_p50_ms": statistics.median(measured["exchange"]["fdatasync_p50_ms"] for measured in rounds),
+        "ratio": round(ours["rate"] / hello["rate"], 2), "peer": PEER, "peer_figures": hello, "rounds": rounds}

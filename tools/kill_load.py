@@ -9,6 +9,8 @@ import random
 import threading
 import time
 
+from tools.api import OUTCOME_UNKNOWN, Code
+
 RECONNECT_SECONDS = 0.02
 NO_ROOM_SECONDS = 0.1          # before the next try
 USERS_OF_A_CLIENT = 3
@@ -16,9 +18,7 @@ OPEN_ORDERS_KEPT = 8           # of a client; beyond, it cancels more
 PACE_SECONDS = 0.05            # operations come in bursts so long: a kill falls into one
 STOP_SECONDS = 30.0            # for the last answers
 UNANSWERED_STATUSES = (0, 500, 504)
-UNANSWERED_CODES = (2, 5)      # internal error, service timeout: it may have been executed
 SEEDS = 1 << 15                # whose business ids differ
-NO_ROOM = 3                    # the code: rings are full
 SUCCESS = b'{"error": null'
 UNKNOWN = (None, 0)
 WRITES = ("balance.update", "order.put_limit", "order.put_market", "order.cancel")
@@ -46,7 +46,7 @@ class Operation:
         if answer["error"] is None:
             return answer["result"], None
         code = answer["error"]["code"]
-        return UNKNOWN if code in UNANSWERED_CODES else (None, code)
+        return UNKNOWN if code in OUTCOME_UNKNOWN else (None, code)
 
 
 class Load:
@@ -238,7 +238,7 @@ class Client:
         except (OSError, EOFError):
             self._hang_up()
         self._load.end(operation, status, answer)
-        if operation.reading()[1] == NO_ROOM:
+        if operation.reading()[1] == Code.SERVICE_UNAVAILABLE:
             await asyncio.sleep(NO_ROOM_SECONDS)
         return operation
 

@@ -6,11 +6,12 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tools.http_client import CallRefused, parse_url, result_of
+from tools.api import CallRefused, Code
+from tools.client import parse_url, result_of
 from tools.report import Failed
 
 ANSWER_SECONDS = 10.0
-SERVICE_CODES = (2, 3, 5)      # an error of these codes is the exchange's fault, not the order's
+SERVICE_CODES = (Code.INTERNAL_ERROR, Code.SERVICE_UNAVAILABLE, Code.SERVICE_TIMEOUT)  # not the order's fault
 PERCENTILES = {"p50_ms": 0.5, "p99_ms": 0.99, "p999_ms": 0.999}
 
 

@@ -2,7 +2,6 @@
 
 For tools and tests that need one of their own. All of them share one cache of compiled kernels.
 """
-import http.client
 import json
 import os
 import random
@@ -20,6 +19,7 @@ from shm import configuration, kernel_cache, segments
 from shm.process import die_with_parent, memory_id
 from shm.segments import CounterWord, SegmentError
 from tools import launcher
+from tools.client import Client
 from tools.report import Failed
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -29,7 +29,6 @@ PORTS = range(12_000, 32_000)  # below those that the system gives to outgoing c
 START_SECONDS = 180.0          # the launcher gives up earlier, with its reason
 STOP_SECONDS = 120.0           # and so it does here
 BACK_SECONDS = 30.0            # for a killed process to serve again
-HTTP_SECONDS = 10.0
 LOOK_SECONDS = 0.02
 _QUESTION = json.dumps({"id": 1, "method": "asset.list", "params": []})
 
@@ -140,18 +139,11 @@ class LocalExchange:
 
     def wait_until_answering(self):
         """Wait until the HTTP interface answers with what the matcher says."""
-        def is_answering():
-            self._check_launcher()
-            connection = http.client.HTTPConnection(
-                self.settings.http.host, self.settings.http.port, timeout=HTTP_SECONDS)
-            try:
-                connection.request("POST", "/", _QUESTION)
-                return connection.getresponse().status == 200
-            except (OSError, http.client.HTTPException):
-                return False
-            finally:
-                connection.close()
-        _wait(is_answering, BACK_SECONDS, lambda: f"{self.url} does not answer")
+        with Client(self.url) as client:
+            def is_answering():
+                self._check_launcher()
+                return client.send(_QUESTION)[0] == 200
+            _wait(is_answering, BACK_SECONDS, lambda: f"{self.url} does not answer")
 
     def restart(self, name):
         """Kill a process (SIGKILL) and wait until all is well again."""

@@ -1,4 +1,4 @@
-"""Order flows, as text that the API takes: recorded ones from files, a synthetic one from a seed.
+"""Order flows: recorded ones from files, a synthetic one from a seed.
 
 A recording is known by its content: a Bitstamp log (one event a line) or a Coinbase book (one JSON object), plain or
 gzip.
@@ -6,24 +6,29 @@ gzip.
 import gzip
 import hashlib
 import json
+import os
 import random
 from dataclasses import dataclass
 from decimal import Decimal, DecimalException
+from pathlib import Path
 from typing import NamedTuple
 
+from shm.records import Side
 from tools.report import Failed
 
-ASK, BID = 1, 2                # the API's own numbers
+ASK, BID = Side
 PRICE_DECIMALS, AMOUNT_DECIMALS = 2, 8   # of both recordings
+BITSTAMP = "bitstamp_btcusd_l3_20150501.log.gz"
+COINBASE = "coinbase_btcusd_l3_snapshot_20260807.json.gz"
 _CENT, _SATOSHI = Decimal("0.01"), Decimal("0.00000001")
 
 
 class Put(NamedTuple):
     """A limit order. `key`: what the flow calls it."""
     key: object
-    side: int
-    price: str
-    amount: str
+    side: Side
+    price: Decimal
+    amount: Decimal
 
 
 class Cancel(NamedTuple):
@@ -64,6 +69,13 @@ class Book:
     """All orders of a book, each side best first; none crosses another."""
     sha256: str
     puts: list
+
+
+def recorded(name):
+    """Where a recording is looked for, as the project does not hold them: in the folder that EXCHANGE_RECORDED_DATA
+    names, else in ../shared/data beside the project."""
+    folder = os.environ.get("EXCHANGE_RECORDED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data"
+    return Path(folder) / name
 
 
 def read(path):
@@ -109,13 +121,13 @@ def _order_log(path, sha256, text):
             events.append(event)
         if isinstance(event, Put):
             created.add(event.key)
-    placeable = [put for key, put in sorted(early.items()) if key not in created and Decimal(put.amount) > 0]
+    placeable = [put for key, put in sorted(early.items()) if key not in created and put.amount > 0]
     return OrderLog(sha256, placeable, events)
 
 
 def _put(key, side, price, amount):
     """Raises where price and amount are not the text of numbers."""
-    return Put(key, side, f"{Decimal(price):f}", f"{Decimal(amount):f}")
+    return Put(key, side, Decimal(price), Decimal(amount))
 
 
 def _created(body):
@@ -151,12 +163,12 @@ class SyntheticFlow:
     """
 
     def __init__(self, seed, client, market, price, users):
-        """`market`: its row of market.list; `price`: where the orders begin; `users`: ids to trade as."""
+        """`price`: where the orders begin; `users`: ids to trade as."""
         self._random = random.Random(f"{seed} {client}")
-        self._market, self._price, self._users = market["name"], float(price), users
-        self._price_decimals = market["money_prec"]
-        self._amount_decimals = market["stock_prec"]
-        self._least = float(market["min_amount"])
+        self._market, self._price, self._users = market.name, float(price), users
+        self._price_decimals = market.money_prec
+        self._amount_decimals = market.stock_prec
+        self._least = float(market.min_amount)
         self._resting = []         # (user, order id)
 
     def next_call(self):

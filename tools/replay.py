@@ -76,6 +76,6 @@ def _trader(puts):
     from tools.core_calls import CoreCalls  # late: the cache of its kernels is chosen by now
 
     core = CoreCalls(configuration.parse(SETTINGS))
-    trader = Trader(core.call, find_market(core.call, MARKET), core.find_trades)
+    trader = Trader(core, find_market(core, MARKET), core.find_trades)
     trader.fund(puts, seed=1)
     return core, trader

@@ -1,7 +1,6 @@
 """Sends orders of a flow to one market, as many users, and knows what must have come of them.
 
-`call(method, *params)` reaches the exchange, over HTTP or in this process: it returns the result or raises
-CallRefused. `find_trades` says which trades an order made.
+An `Api` reaches the exchange, over HTTP or in this process. `find_trades` says which trades an order made.
 """
 import zlib
 from collections import Counter, defaultdict
@@ -9,13 +8,13 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import NamedTuple
 
-from tools.http_client import CallRefused
+from tools.api import CallRefused
 from tools.order_flow import ASK, BID
 from tools.report import Failed
 
 USER_FIRST = 1_000_001         # no user of anybody's, one would think
 USERS = 100
-TAKER_FEE, MAKER_FEE = "0.002", "0.001"
+TAKER_FEE, MAKER_FEE = Decimal("0.002"), Decimal("0.001")
 FUNDS_FACTOR = 10              # times what the orders can need: enough for further runs with the same deposits
 BOOK_PAGE = 100
 
@@ -38,12 +37,12 @@ class Resting:
 
 
 class Trader:
-    def __init__(self, call, market, find_trades):
-        """`market`: its row of market.list. `find_trades(trader, order)` gives [Made] for an order object that has
-        deals; it is called before the trader counts them in.
+    def __init__(self, api, market, find_trades):
+        """`find_trades(trader, order)` gives [Made] for an Order that has deals; it is called before the trader counts
+        them in.
         """
-        self.call, self.market, self._find_trades = call, market, find_trades
-        self.name = market["name"]
+        self.api, self.market, self._find_trades = api, market, find_trades
+        self.name = market.name
         self.resting = {}          # order id: Resting
         self.order_ids = {}        # key: (user, order id) of every order accepted
         self.rejections = Counter()  # "method: code message"
@@ -58,32 +57,30 @@ class Trader:
         """Deposit what the orders can need. Doing it again with this seed deposits nothing."""
         needed = defaultdict(Decimal)
         for put in puts:
-            amount = Decimal(put.amount)
-            asset, need = (self.market["stock"], amount) if put.side == ASK \
-                else (self.market["money"], amount * Decimal(put.price))
+            asset, need = (self.market.stock, put.amount) if put.side == ASK \
+                else (self.market.money, put.amount * put.price)
             needed[self.user_of(put.key), asset] += need
         for (user, asset), need in sorted(needed.items()):
             amount = (need * FUNDS_FACTOR).to_integral_value(ROUND_CEILING)
-            deposit(self.call, user, asset, amount, seed)
+            deposit(self.api, user, asset, amount, seed)
         self._before = self._summaries()
 
     def put(self, put):
         """[Made] of a limit order; None where it was refused."""
         user = self.user_of(put.key)
         try:
-            order = self.call("order.put_limit", user, self.name, put.side, put.amount, put.price, TAKER_FEE, MAKER_FEE,
-                              "feed")
+            order = self.api.order_put_limit(
+                user, self.name, put.side, put.amount, put.price, TAKER_FEE, MAKER_FEE, "feed")
         except CallRefused as refusal:
             self._reject("order.put_limit", refusal)
             self.refused += 1
             return None
-        self.order_ids[put.key] = user, order["id"]
-        made = self._find_trades(self, order) if order["deal_stock"] != "0" else []
+        self.order_ids[put.key] = user, order.id
+        made = self._find_trades(self, order) if order.deal_stock else []
         for trade in made:
             self._count_in(put.side, trade)
-        left = Decimal(order["left"])
-        if left > 0:
-            self.resting[order["id"]] = Resting(put.key, user, order["id"], put.side, Decimal(put.price), left)
+        if order.left > 0:
+            self.resting[order.id] = Resting(put.key, user, order.id, put.side, put.price, order.left)
         return made
 
     def _count_in(self, taker_side, trade):
@@ -94,8 +91,8 @@ class Trader:
         if maker.left == 0:
             del self.resting[trade.maker_id]
         ask_rate, bid_rate = (TAKER_FEE, MAKER_FEE) if taker_side == ASK else (MAKER_FEE, TAKER_FEE)
-        self.fees[self.market["money"]] += trade.price * trade.amount * Decimal(ask_rate)
-        self.fees[self.market["stock"]] += trade.amount * Decimal(bid_rate)
+        self.fees[self.market.money] += trade.price * trade.amount * ask_rate
+        self.fees[self.market.stock] += trade.amount * bid_rate
 
     def cancel(self, key):
         """Whether the order was found and is cancelled."""
@@ -103,7 +100,7 @@ class Trader:
             return False
         user, order_id = self.order_ids[key]
         try:
-            self.call("order.cancel", user, self.name, order_id)
+            self.api.order_cancel(user, self.name, order_id)
         except CallRefused as refusal:
             self._reject("order.cancel", refusal)
             return False
@@ -113,21 +110,15 @@ class Trader:
     def _reject(self, method, refusal):
         self.rejections[f"{method}: {refusal.code} {refusal.message}"] += 1
 
-    def depth(self, limit, interval="0"):
-        """(asks, bids) of the exchange's order.depth, each [(price, amount)]."""
-        depth = self.call("order.depth", self.name, limit, interval)
-        return tuple([(Decimal(price), Decimal(amount)) for price, amount in depth[side]] for side in ("asks", "bids"))
-
     def resting_at_the_exchange(self):
         """{order id: (side, price, left)} of all orders in the exchange's book."""
         found = {}
         for side in (ASK, BID):
             offset, total = 0, 1
             while offset < total:
-                page = self.call("order.book", self.name, side, offset, BOOK_PAGE)
-                total, offset = page["total"], offset + BOOK_PAGE
-                found.update((order["id"], (side, Decimal(order["price"]), Decimal(order["left"])))
-                             for order in page["orders"])
+                page = self.api.order_book(self.name, side, offset, BOOK_PAGE)
+                total, offset = page.total, offset + BOOK_PAGE
+                found.update((order.id, (side, order.price, order.left)) for order in page.orders)
         return found
 
     def problems(self):
@@ -137,16 +128,16 @@ class Trader:
         Only this trader may have traded in these assets meanwhile.
         """
         problems = [f"{self.refused} orders are refused"] if self.refused else []
-        needed = Counter({self.market["stock"]: Decimal(0), self.market["money"]: Decimal(0)})
+        needed = Counter({self.market.stock: Decimal(0), self.market.money: Decimal(0)})
         for order in self.resting.values():
-            asset, need = (self.market["stock"], order.left) if order.side == ASK \
-                else (self.market["money"], order.left * order.price)
+            asset, need = (self.market.stock, order.left) if order.side == ASK \
+                else (self.market.money, order.left * order.price)
             needed[asset] += need
         for asset, after in self._summaries().items():
             before = self._before[asset]
-            for what, member, change in (("total", "total_balance", -self.fees[asset]),
-                                         ("frozen", "freeze_balance", needed[asset])):
-                expected, got = Decimal(before[member]) + change, Decimal(after[member])
+            for what, expected, got in (
+                    ("total", before.total_balance - self.fees[asset], after.total_balance),
+                    ("frozen", before.freeze_balance + needed[asset], after.freeze_balance)):
                 if expected != got:
                     problems.append(f"{asset}: the {what} should be {expected}, and is {got}")
         expected = {order.order_id: (order.side, order.price, order.left) for order in self.resting.values()}
@@ -158,16 +149,16 @@ class Trader:
         return problems
 
     def _summaries(self):
-        return {row["name"]: row for row in self.call("asset.summary", self.market["stock"], self.market["money"])}
+        return {summary.name: summary for summary in self.api.asset_summary(self.market.stock, self.market.money)}
 
 
 def _shown(order):
     return "gone" if order is None else "side {}, price {}, left {}".format(*order)
 
 
-def find_market(call, name=None):
-    """The row of market.list of that name, or of the first market; raises Failed where there is none."""
-    markets = {row["name"]: row for row in call("market.list")}
+def find_market(api, name=None):
+    """The Market of that name, or the first one; raises Failed where there is none."""
+    markets = {market.name: market for market in api.market_list()}
     if name is None:
         return next(iter(markets.values()))
     if name not in markets:
@@ -175,10 +166,10 @@ def find_market(call, name=None):
     return markets[name]
 
 
-def deposit(call, user, asset, amount, seed):
+def deposit(api, user, asset, amount, seed):
     """Deposit once: a repeat changes nothing. The business id is the seed."""
     try:
-        call("balance.update", user, asset, "feed", seed, str(amount), {})
+        api.balance_update(user, asset, "feed", seed, amount)
     except CallRefused as refusal:
         if refusal.message != "repeat update":
             raise Failed(f"depositing {amount} {asset} for user {user} is refused: {refusal}") from None

@@ -1,0 +1,408 @@
+"""The HTTP connections of a gateway: bytes in, commands into the rings; replies out, bytes back.
+
+Compiled code reads what has come within a tick of the event loop, takes the frequent requests from it, and sends their
+answers. A message that it does not take goes the plain way: its body to answers.py, or the whole connection, for good,
+to Tornado's server. A connection's answers keep the order of its requests: nothing of it is taken while something
+before it goes another way.
+"""
+import asyncio
+import select
+import socket
+import time
+
+import numpy as np
+from tornado.netutil import add_accept_handler
+
+from gateways.bridge import ROOM_WAIT_SECONDS
+from gateways.connection import (
+    HAS_KEPT,
+    HAS_UNSENT,
+    IS_CLOSING,
+    IS_ENDED,
+    IS_GONE,
+    PLAIN_RUNS,
+    WAITS_FOR_ANSWER,
+    WAITS_FOR_ROOM,
+    Connection,
+)
+from gateways.fast_request import (
+    ENDED,
+    FAILED,
+    NO_ROOM,
+    ODD,
+    PLAIN,
+    TAKEN,
+    UNFINISHED,
+    make_intake,
+    receive,
+    take,
+)
+from gateways.http_message import Clock, encode_answer, encode_head
+from gateways.sockets import BLOCKED, HELD, TELL, make_sockets
+
+ARENA_BYTES = 2**22
+PIECES_MAX = 1024              # of one tick
+KEPT_BYTES_MAX = ARENA_BYTES // 2  # of one tick: the rest is for what has come
+ROOM_WAIT_NS = int(ROOM_WAIT_SECONDS * 1e9)
+UNSENT_BYTES_MAX = 2**27       # of all connections; beyond, a client that does not take its answers is cut off
+ROOM_RETRIES_MAX = 64          # connections that look for room again in one tick
+LAST_WORD_SECONDS = 1.0        # after the last answer, what still comes is read away: a reset could overtake it
+LAST_READ_BYTES = 65_536
+STOP_LOOK_SECONDS = 0.005
+
+
+class Front:
+    """`bridge` gives it its turns and its answers, see NoFront there; `settings`: the configuration's [http]."""
+
+    def __init__(self, bridge, answers, plain_server, catalog, settings, files_max):
+        """`files_max`: above every file descriptor that this process can have."""
+        self._bridge, self._answers, self._plain_server = bridge, answers, plain_server
+        self._catalog, self._settings, self._files_max = catalog, settings, files_max
+        self._loop = asyncio.get_running_loop()
+        self._epoll = select.epoll()
+        self.sockets = make_sockets(files_max, self._epoll.fileno())
+        self._intake = make_intake(ARENA_BYTES, PIECES_MAX)
+        self._arena = memoryview(self._intake.arena)
+        self._connections = {}  # file: Connection
+        self._with_kept = []   # connections whose kept bytes are to be taken in the next tick
+        self._waiting = []     # connections that wait for room
+        self._unsent_bytes = 0
+        self._tasks = set()
+        self._listeners = []   # (socket, function that stops accepting)
+        self._is_stopping = False
+        self._clock, self._head_date = Clock(), ""
+        self._loop.add_reader(self._epoll.fileno(), bridge.tick_now)
+        bridge.join(self)
+
+    # Connections.
+
+    def listen(self, listener):
+        """Accept whoever connects to this socket."""
+        self._listeners.append((listener, add_accept_handler(listener, self._accept)))
+
+    def _accept(self, connected, _address):
+        connected.setblocking(False)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = Connection(connected)
+        if connection.file >= self._files_max:
+            connected.close()  # cannot be: the system would have to give more files than its limit
+            return
+        self._connections[connection.file] = connection
+        self.sockets.marks[connection.file] = 0
+        self.sockets.heard_ns[connection.file] = time.monotonic_ns()
+        self._epoll.register(connection.file, select.EPOLLIN)
+        if len(self._connections) + self._plain_server.connections > self._settings.connections_max:
+            self._write(connection, self._answers.too_many_connections(self._settings.connections_max))
+            self._close(connection)
+
+    def _hold(self, connection, reason):
+        """Read nothing more from it for this reason."""
+        if not connection.held:
+            self._epoll.modify(connection.file, 0)
+            self.sockets.marks[connection.file] |= HELD
+        connection.held |= reason
+
+    def _release(self, connection, reason):
+        """The reason is gone: go on with what it has sent before, or read on."""
+        if connection.held & IS_GONE:
+            return
+        connection.held &= ~reason
+        if connection.kept and not connection.held & ~IS_ENDED:
+            connection.held |= HAS_KEPT
+            self._with_kept.append(connection)
+            self._bridge.request_tick()
+        else:
+            self._settle(connection)
+
+    def _settle(self, connection):
+        """Read it, if nothing holds it any more; hang up on it, if its client says nothing more and is answered."""
+        if not connection.held:
+            self.sockets.marks[connection.file] &= ~(HELD | TELL)
+            self._epoll.modify(connection.file, select.EPOLLIN)
+        elif connection.held == IS_ENDED and self.sockets.in_flight[connection.file] == 0:
+            self._close(connection)
+
+    def _close(self, connection):
+        """Hang up. Its number stays taken while calls of it are in flight."""
+        file = connection.file
+        if not connection.held & IS_GONE:
+            connection.held |= IS_GONE
+            self._unsent_bytes -= len(connection.unsent)
+            self._epoll.unregister(file)
+            self._loop.remove_reader(file)
+            self._loop.remove_writer(file)
+            self.sockets.marks[file] = BLOCKED | HELD
+            self.sockets.kept_bytes[file] = 0
+        if self.sockets.in_flight[file] == 0 and self._connections.get(file) is connection:
+            del self._connections[file]
+            connection.socket.close()
+
+    def sweep(self):
+        """End connections whose client has been silent or deaf for too long. To be called now and then."""
+        now_ns = time.monotonic_ns()
+        for connection in list(self._connections.values()):
+            file = connection.file
+            if connection.is_overdue(now_ns, int(self.sockets.heard_ns[file]), self.sockets.in_flight[file] > 0):
+                self._close(connection)
+
+    async def stop(self, seconds):
+        """Accept nobody, answer what is on its way, at most so long; then hang up on everybody."""
+        self._is_stopping = True
+        for listener, stop_accepting in self._listeners:
+            stop_accepting()
+            listener.close()
+        end = time.monotonic() + seconds
+        while (self.sockets.in_flight.any() or self._tasks or self._with_kept or self._unsent_bytes) \
+                and time.monotonic() < end:
+            await asyncio.sleep(STOP_LOOK_SECONDS)
+        self._loop.remove_reader(self._epoll.fileno())
+        for connection in list(self._connections.values()):
+            self._close(connection)
+
+    # Bytes in.
+
+    @property
+    def has_waiting(self):
+        return bool(self._waiting)
+
+    def take(self, lane):
+        """Read what has come, and write commands for it as far as there is room."""
+        now_ns = time.monotonic_ns()
+        retaken, count, used = self._add_kept(now_ns) if self._with_kept or self._waiting else ((), 0, 0)
+        count, continued = receive(self.sockets, self._intake, count, used, now_ns)
+        if count == 0:
+            return
+        begun_ns = self._prepend_kept(len(retaken), count) if continued else {}
+        settings = self._settings
+        left_over = take(
+            lane, self.sockets, self._intake, self._catalog.facts, count, settings.body_bytes_max,
+            settings.in_flight_max, settings.pretty or not self._bridge.is_open(), time.time_ns(), now_ns)
+        if left_over:
+            for file, outcome, begin, end, at, body_begin, body_end, _ in self._intake.pieces[:count].tolist():
+                connection = self._connections.get(file)
+                if outcome != TAKEN and connection is not None:
+                    begun = begun_ns.get(connection, now_ns) if at == begin else now_ns
+                    if at > begin:
+                        connection.room_ns = None
+                    self._leave(connection, outcome, self._arena[at:end], self._arena[body_begin:body_end], begun)
+        for connection in retaken:
+            connection.held &= ~HAS_KEPT
+            if not connection.held & IS_GONE:
+                self._settle(connection)
+
+    def _add_kept(self, now_ns):
+        """Make pieces of what was kept while something else came first, as far as the arena goes. Returns (their
+        connections, how many, the bytes that they take)."""
+        wanting = self._with_kept + self._waiting[:ROOM_RETRIES_MAX]
+        self._with_kept, self._waiting = [], self._waiting[ROOM_RETRIES_MAX:]
+        retaken, used = [], 0
+        for index, connection in enumerate(wanting):
+            if connection.held & IS_GONE:
+                continue
+            size = len(connection.kept)
+            if used + size > KEPT_BYTES_MAX or len(retaken) == PIECES_MAX // 2:
+                self._with_kept = wanting[index:]
+                self._bridge.request_tick()
+                break
+            connection.held = connection.held & ~WAITS_FOR_ROOM | HAS_KEPT
+            is_late = connection.room_ns is not None and now_ns - connection.room_ns > ROOM_WAIT_NS
+            self._arena[used:used + size] = connection.kept
+            self._intake.pieces[len(retaken)] = (
+                connection.file, TAKEN, used, used + size, used, 0, 0, is_late)
+            connection.kept = b""
+            self.sockets.kept_bytes[connection.file] = 0
+            retaken.append(connection)
+            used += size
+        return retaken, len(retaken), used
+
+    def _prepend_kept(self, first, count):
+        """Put the beginnings of messages before what has come of them now; {connection: since when it sends it}."""
+        begun_ns = {}
+        for file, outcome, begin, *_ in self._intake.pieces[first:count].tolist():
+            connection = self._connections[file]
+            if connection.kept and outcome == TAKEN:
+                self._arena[begin:begin + len(connection.kept)] = connection.kept
+                begun_ns[connection] = connection.message_ns
+                connection.kept = b""
+                self.sockets.kept_bytes[file] = 0
+        return begun_ns
+
+    def _leave(self, connection, outcome, rest, body, begun_ns):
+        """See to what compiled code has left of a piece: its `rest`, and before it a `body` for the plain way."""
+        if outcome in (ENDED, FAILED):
+            self._end(connection, outcome)
+            return
+        connection.kept = bytes(rest)
+        if outcome == UNFINISHED:
+            connection.message_ns = begun_ns
+            self.sockets.kept_bytes[connection.file] = len(rest)
+        elif outcome == PLAIN:
+            self._hold(connection, PLAIN_RUNS)
+            self._start(self._answer_plainly(connection, bytes(body)))
+        elif outcome == ODD:
+            self._hand_over(connection)
+        elif outcome == NO_ROOM:
+            self._hold(connection, WAITS_FOR_ROOM)
+            connection.room_ns = connection.room_ns or time.monotonic_ns()
+            self._waiting.append(connection)
+        else:
+            self._hold(connection, WAITS_FOR_ANSWER)
+            self.sockets.marks[connection.file] |= TELL
+
+    def _end(self, connection, outcome):
+        """The client says nothing more: answer what it has asked, then hang up. If it is gone, hang up now."""
+        if outcome == FAILED:
+            if connection.held or is_broken(connection.socket):
+                self._close(connection)
+            return
+        self._hold(connection, IS_ENDED)
+        connection.kept = b""
+        self.sockets.kept_bytes[connection.file] = 0
+        self.sockets.marks[connection.file] |= TELL
+        self._settle(connection)
+
+    # The plain way.
+
+    def _start(self, work):
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finish)
+
+    def _finish(self, task):
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._bridge.defect("the front failed", task.exception())
+
+    async def _answer_plainly(self, connection, body):
+        self._write(connection, await self._answers.answer(body))
+        self._release(connection, PLAIN_RUNS)
+
+    def _hand_over(self, connection):
+        """Give the connection and what it has sent to the plain server. All its answers are written by now."""
+        connected, connection.socket = connection.socket, None
+        connection.held |= IS_GONE
+        self._epoll.unregister(connection.file)
+        del self._connections[connection.file]
+        self._plain_server.serve(connected, connection.kept)
+
+    # Answers out.
+
+    def _write(self, connection, answer):
+        close = answer.close or self._is_stopping
+        self._send(connection, encode_answer(answer, self._clock.now(), close))
+        if close and not connection.held & IS_GONE:
+            self._hold(connection, IS_CLOSING)
+            if not connection.unsent:
+                self._say_goodbye(connection)
+
+    def _send(self, connection, data):
+        """Send these bytes, now or when the client takes them."""
+        if connection.held & IS_GONE:
+            return
+        sent = 0
+        if not connection.unsent:
+            try:
+                sent = connection.socket.send(data)
+            except BlockingIOError:
+                pass
+            except OSError:    # the client is gone
+                self._close(connection)
+                return
+        if sent == len(data):
+            self.sockets.marks[connection.file] &= ~BLOCKED
+            return
+        if not connection.unsent:
+            connection.unsent_ns = time.monotonic_ns()
+            self._hold(connection, HAS_UNSENT)
+            self.sockets.marks[connection.file] |= BLOCKED
+            self._loop.add_writer(connection.file, self._send_more, connection)
+        connection.unsent += data[sent:]
+        self._unsent_bytes += len(data) - sent
+        if self._unsent_bytes > UNSENT_BYTES_MAX:
+            self._close(connection)
+
+    def _send_more(self, connection):
+        """The client takes something again."""
+        try:
+            sent = connection.socket.send(connection.unsent)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._close(connection)
+            return
+        connection.unsent = connection.unsent[sent:]
+        connection.unsent_ns = time.monotonic_ns()
+        self._unsent_bytes -= sent
+        if not connection.unsent:
+            self._loop.remove_writer(connection.file)
+            self.sockets.marks[connection.file] &= ~BLOCKED
+            if connection.held & IS_CLOSING:
+                self._say_goodbye(connection)
+            else:
+                self._release(connection, HAS_UNSENT)
+
+    def _say_goodbye(self, connection):
+        """The last answer is written: hang up when the client has read it, or soon."""
+        try:
+            connection.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._close(connection)
+            return
+        self._loop.add_reader(connection.file, self._read_away, connection)
+        self._loop.call_later(LAST_WORD_SECONDS, self._close, connection)
+
+    def _read_away(self, connection):
+        try:
+            if connection.socket.recv(LAST_READ_BYTES):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._close(connection)
+
+    # What the bridge calls.
+
+    def set_head(self, head):
+        """Bring the head of compiled answers up to date."""
+        date = self._clock.now()
+        if date is not self._head_date:
+            self._head_date = date
+            head[:] = np.frombuffer(encode_head(date), np.uint8)
+
+    def answer(self, file, data):
+        connection = self._connections.get(file)
+        if connection is not None:  # else it broke with several answers at once
+            self._send(connection, data)
+            self.told(file)
+
+    def told(self, file):
+        connection = self._connections.get(file)
+        if connection is None:
+            return
+        if connection.held & IS_GONE:
+            self._close(connection)
+        elif connection.held & (WAITS_FOR_ANSWER | IS_ENDED):
+            self._release(connection, WAITS_FOR_ANSWER)
+
+    def decide(self, file, message, request):
+        self.answer(file, encode_answer(self._answers.decide(request, message), self._clock.now(), False))
+
+    def give_up(self, file, request_id, timeout):
+        self.sockets.in_flight[file] -= 1
+        self.answer(file, encode_answer(self._answers.too_late(request_id, timeout), self._clock.now(), False))
+
+    def see_version(self, catalog_version):
+        if catalog_version != self._catalog.version and not self._answers.is_learning:
+            self._start(self._answers.try_to_learn())
+
+
+def is_broken(connected):
+    """Whether nothing can come any more from a socket that had an error or nothing to read."""
+    try:
+        connected.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return False
