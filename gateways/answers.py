@@ -118,13 +118,12 @@ class Answers:
             await self.refresh_catalog()
             command = method.decode(request.params, self._catalog)
         reply = Reply(await self._bridge.call(command, request.id))
-        await self.see_version(reply.header.catalog_version)
+        if reply.header.catalog_version != self._catalog.version:
+            try:
+                await self.refresh_catalog()
+            except (MatcherGone, ServiceUnavailable):  # it has been carried out: who asked must not take it as undone
+                raise ServiceTimeout(self._bridge.timeout_ms) from None
         return protocol.encode(method, request.params, reply, self._catalog)
-
-    async def see_version(self, catalog_version):
-        """Make the catalog as new as a reply says that it is."""
-        if catalog_version != self._catalog.version:
-            await self.refresh_catalog()
 
     async def try_to_learn(self):
         """Fetch the catalog; returns whether the matcher told it."""

@@ -102,7 +102,7 @@ class Bridge:
     def __init__(self, process, index, timeout_ms, catalog):
         """The rings of gateway `index` in `process.memory`; nothing happens before `take_over`."""
         memory = process.memory
-        self._process, self._row, self._timeout_ms, self._memory = process, index, timeout_ms, memory
+        self._process, self._row, self.timeout_ms = process, index, timeout_ms
         self._commands, self._replies = memory.commands.words, memory.replies.words
         self._sleepers, self._counters = memory.sleepers.words, process.counters
         self._journal = memory.journal.words[0]
@@ -179,7 +179,7 @@ class Bridge:
         if len(self._waiting) >= self._command_slots:
             raise self._no_room()
         call = _Call(command, correlation_id, time.time_ns(), self._loop.create_future(), self._loop.time(),
-                     self._timeout_ms / 1000)
+                     self.timeout_ms / 1000)
         self._waiting.append(call)
         self._deadlines.append(call)
         self.request_tick()
@@ -242,7 +242,7 @@ class Bridge:
             self._counters[CounterWord.BATCHES] += 1
             self._counters[CounterWord.LARGEST_BATCH] = max(calls, int(self._counters[CounterWord.LARGEST_BATCH]))
             if self._timer is None:
-                self._set_timer(self._loop.time() + self._timeout_ms / 1000)
+                self._set_timer(self._loop.time() + self.timeout_ms / 1000)
 
     def _flush(self):
         """Write the calls of coroutines.
@@ -349,7 +349,7 @@ class Bridge:
         while self._deadlines and (self._deadlines[0].future.done() or self._deadlines[0].deadline <= now):
             call = self._deadlines.popleft()
             if not call.future.done():
-                call.future.set_exception(ServiceTimeout(self._timeout_ms))
+                call.future.set_exception(ServiceTimeout(self.timeout_ms))
         if self._deadlines:
             self._set_timer(self._deadlines[0].deadline)
         self._give_up_late_calls_of_front()
@@ -359,7 +359,7 @@ class Bridge:
     def _give_up_late_calls_of_front(self):
         """Answer the front's calls that are late, and set the timer for the next one."""
         own, calls = self.lane.own, self.lane.calls
-        late_ns = time.monotonic_ns() - self._timeout_ms * 1_000_000
+        late_ns = time.monotonic_ns() - self.timeout_ms * 1_000_000
         number = max(self._oldest_waiting, int(own[OLDEST]))
         while number < own[NEXT]:
             call = calls[number & (len(calls) - 1)]
@@ -368,7 +368,7 @@ class Bridge:
                     self._set_timer(self._loop.time() + (int(call["asked_ns"]) - late_ns) / 1e9)
                     break
                 call["state"] = GIVEN_UP
-                self._front.give_up(int(call["connection"]), int(call["id"]), ServiceTimeout(self._timeout_ms))
+                self._front.give_up(int(call["connection"]), int(call["id"]), ServiceTimeout(self.timeout_ms))
             number += 1
         self._oldest_waiting = number
 

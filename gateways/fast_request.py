@@ -48,7 +48,7 @@ REQUEST_BYTES_MAX = 16_384     # head and body of a message that may be read in 
 LENGTH_DIGITS_MAX = 7          # of a Content-Length
 
 # Shapes of answers.
-ORDER_ANSWER, BALANCE_ANSWER, DEPTH_ANSWER, BOOK_ANSWER, PENDING_ANSWER, RECORD_ANSWER = range(1, 7)
+ORDER_ANSWER, BALANCE_ANSWER, DEPTH_ANSWER, BOOK_ANSWER, PENDING_ANSWER = range(1, 6)
 
 # What became of a piece.
 TAKEN = 0                      # every message in it is a command now, or nothing came

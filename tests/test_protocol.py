@@ -33,6 +33,7 @@ class CoreBridge:
         self.replica = Replica.configured(settings)
         self.now_ns = START_NS
         self.refusal = None    # an exception that every call raises
+        self.timeout_ms = settings.http.timeout_ms
         self.commands = []
 
     def check_writable(self):
@@ -449,3 +450,20 @@ def test_a_batch_without_a_matcher_is_500():
     answers = answers_over_a_core(CONFIG, http={"batch_max": 10})
     answers._bridge.refusal = MatcherGone()
     assert asyncio.run(answers.answer(batch(("balance.query", 1), ("balance.query", 2)))) == (500, b"", False)
+
+
+@pytest.mark.parametrize("refusal", [MatcherGone(), ServiceUnavailable({"reason": "none"})])
+def test_a_write_that_was_carried_out_is_never_answered_as_one_that_was_not(answers, refusal):
+    """Its reply tells of a newer catalog, which cannot be had."""
+    ask(answers, "asset.list")
+    answers._catalog.version -= 1
+    call = answers._bridge.call
+
+    async def call_once(command, correlation_id=0):
+        message = await call(command, correlation_id)
+        answers._bridge.refusal = refusal
+        return message
+    answers._bridge.call = call_once
+    body = json.dumps({"id": 1, "method": "balance.update", "params": [1, "BTC", "d", 1, "1", {}]}).encode()
+    answer = asyncio.run(answers.answer(body))
+    assert answer.status == 504 and json.loads(answer.body)["error"]["code"] == 5
