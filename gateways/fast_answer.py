@@ -38,13 +38,13 @@ from gateways.lane import (
     NOBODY,
     OLDEST,
     REPLY_HEAD,
+    ROW,
     oldest_call,
-    release,
     take_reply,
-    visible_tail,
 )
 from gateways.sockets import BLOCKED, TELL, write_socket
 from shm.byte_copy import move_bytes
+from shm.gateway_rings import release_replies, reply_tail
 from shm.kernel import called, inlined, kernel
 from shm.records import (
     BALANCE_ROW,
@@ -396,7 +396,7 @@ def drain(lane, sockets, box, facts, room_bytes):
 
     Answers to one connection that follow each other are one delivery. `box.header` stays that of the last reply.
     """
-    tail = visible_tail(lane)
+    tail = reply_tail(lane.reply_words, lane.own[ROW])
     count = at = int64(0)
     while lane.own[REPLY_HEAD] < tail and count < len(box.deliveries) and at + room_bytes <= len(box.out):
         number = lane.own[OLDEST]
@@ -414,5 +414,5 @@ def drain(lane, sockets, box, facts, room_bytes):
             before.end = now.end
         else:
             count += 1
-    release(lane)
+    release_replies(lane.reply_words, lane.own[ROW], lane.own[REPLY_HEAD])
     return count, int64(send_answers(sockets, box, count))

@@ -9,15 +9,13 @@ from typing import NamedTuple
 import numpy as np
 from numba import int64
 
-from shm.atomics import load_acquire, store_release
+from shm.atomics import load_acquire
 from shm.kernel import called, inlined, kernel
 from shm.records import COMMAND
 from shm.ring import copy_in, copy_out
-from shm.segments import CommandWord, JournalWord, ReplyWord
+from shm.segments import CommandWord, JournalWord
 
 COMMAND_HEAD = int(CommandWord.HEAD)
-REPLY_TAIL = int(ReplyWord.TAIL)
-REPLY_HEAD_WORD = int(ReplyWord.HEAD)
 REFUSING = int(JournalWord.REFUSING)
 COMMAND_WORDS = COMMAND.itemsize // 8
 
@@ -141,7 +139,7 @@ def oldest_call(lane):
 @called
 def take_reply(lane, tail, header, message):
     """Copy the oldest unread reply before `tail` to `message`, which begins with `header`. Returns whether it is the
-    oldest call's: if not, nothing has moved. The slots may be refilled once `release` has said so."""
+    oldest call's: if not, nothing has moved. The slots may be refilled once `release_replies` has said so."""
     own = lane.own
     head = own[REPLY_HEAD]
     copy_out(lane.replies, head, 1, message)
@@ -154,15 +152,3 @@ def take_reply(lane, tail, header, message):
     own[OLDEST] += 1
     own[CREDIT] += reserved
     return True
-
-
-@called
-def visible_tail(lane):
-    """Replies before it are on disk and whole."""
-    return load_acquire(lane.reply_words, lane.own[ROW], REPLY_TAIL)
-
-
-@called
-def release(lane):
-    """The slots of the replies read so far may be refilled."""
-    store_release(lane.reply_words, lane.own[ROW], REPLY_HEAD_WORD, lane.own[REPLY_HEAD])
