@@ -1,9 +1,9 @@
 """The way into the pipeline: commands go into this gateway's ring, replies come back. Nothing else touches a ring.
 
 Order of publication, a gateway's part: room for the largest reply that a command can have is reserved before it is
-written (credit); the ring's tail is published once an event-loop tick; then the matcher is woken. A reply is visible
-only when its command is on disk. Commands come from coroutines, one at a time (`call`), and from a front, which writes
-those of its connections itself when its turn in the tick comes.
+written (credit); the ring's tail is published once a turn; then the matcher is woken. A reply is visible only when its
+command is on disk. Commands come from coroutines, one at a time (`call`), and from the connections of a front. The
+turns themselves are in turns.py; Python does what they leave to it.
 """
 import os
 import select
@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gateways.fast_answer import ANSWER, QUESTION, REPLY, TOLD, answer_bytes_max, drain, make_outbox
+from gateways.fast_answer import ANSWER, QUESTION, REPLY, TOLD, answer_bytes_max, make_outbox
+from gateways.fast_request import make_intake
 from gateways.lane import (
     FULL,
     GIVEN_UP,
@@ -23,33 +24,24 @@ from gateways.lane import (
     NEXT,
     NOBODY,
     OLDEST,
-    PUBLISHED,
     REPLY_HEAD,
     ROOM_WANTED,
-    TAIL,
     WAITING,
     append_call,
     make_lane,
 )
 from gateways.messages import unsigned
 from gateways.sockets import make_sockets
+from gateways.turns import MATCHER_SILENT_NS, NEVER, make_turn, serve
 from shm import doorbell
+from shm.clock import make_scratch
 from shm.configuration import reply_slots_needed
-from shm.gateway_rings import (
-    command_head,
-    is_answered,
-    publish_commands,
-    release_replies,
-    reply_tail,
-    want_room,
-)
+from shm.gateway_rings import is_answered, release_replies, reply_tail, want_room
 from shm.process import HEARTBEAT_SECONDS
 from shm.records import COMMAND
 from shm.segments import CounterWord, JournalWord, Role
 
-NO_EPOLL = -1
 ROOM_WAIT_SECONDS = 0.2        # for a place in the rings; then code 3
-MATCHER_GONE_NS = 2 * 10**9    # without a process for this long: nobody brings it back
 _START_TICKS_AT = 22 - 3       # of /proc/PID/stat: its field 22, counted from the one behind the name
 _STAMP = struct.Struct("<QqQ")  # the first fields of a COMMAND
 assert COMMAND.names[:3] == ("request_id", "received_at_ns", "correlation_id") and COMMAND.fields["reference"][1] == 24
@@ -99,32 +91,38 @@ class _Call:
 
 
 class Bridge:
-    def __init__(self, process, index, timeout_ms, catalog):
-        """The rings of gateway `index` in `process.memory`; nothing happens before `take_over`."""
+    def __init__(self, process, index, timeout_ms, catalog, files_max=0):
+        """The rings of gateway `index` in `process.memory`; nothing happens before `take_over`. `files_max`: above
+        every file descriptor that a connection of the front can have."""
         memory = process.memory
         self._process, self._row, self.timeout_ms = process, index, timeout_ms
         self._commands, self._replies = memory.commands.words, memory.replies.words
         self._sleepers, self._counters = memory.sleepers.words, process.counters
         self._journal = memory.journal.words[0]
-        self._matcher = memory.counters.words[Role.MATCHER]
+        self._pages, self._matcher = memory.counters.words, memory.counters.words[Role.MATCHER]
         self._command_slots = memory.commands.shape.capacity
         self._reply_slots = memory.replies.shape.capacity
         bells = process.data / "run"
         self._bell = doorbell.open_bell(bells, process.name)
         self._matcher_bell = doorbell.open_bell(bells, "matcher")
-        self._facts = catalog.facts
+        self._catalog, self._facts = catalog, catalog.facts
         reply_slots_max = reply_slots_needed(catalog.limits)
-        self._box, self._room_bytes = make_outbox(reply_slots_max), answer_bytes_max(reply_slots_max)
+        self._box = make_outbox(reply_slots_max)
         self._out = memoryview(self._box.out)
-        self._calls_published = 1      # number of the next call to publish
         self.lane = make_lane(memory, index)
+        self.epoll = select.epoll()
+        self.sockets = make_sockets(files_max, self.epoll.fileno())
+        self._turn, self._scratch = make_turn(), make_scratch()
+        self._turn["bell"], self._turn["matcher_bell"] = self._bell, self._matcher_bell
+        self._turn["role"], self._turn["timeout_ns"] = process.role, timeout_ms * 1_000_000
+        self._turn["room_bytes"] = answer_bytes_max(reply_slots_max)
         self._front = NoFront()
         self._waiting = deque()        # calls that are not in the ring yet
         self._deadlines = deque()      # calls in the order of their deadlines
         self._in_flight = {}           # number: call that is in the ring or beyond
-        self._oldest_waiting = 1       # number of a call: older ones of the front have been answered or given up
-        self._tick_is_due = False
         self._room_is_wanted = False
+        self._is_blocked = False       # the first call that waits has found no room
+        self._has_room = False         # there may be some again
         self._timer = None
         self._loop = None
 
@@ -147,14 +145,18 @@ class Bridge:
         release_replies(self._replies, self._row, self.lane.own[REPLY_HEAD])
 
     def attach(self, loop):
-        """Look at the replies whenever the bell rings, from now on."""
+        """Work whenever this loop waits, from now on: a GatewayLoop."""
         self._loop = loop
-        loop.add_reader(self._bell, self._on_bell)
-        loop.call_soon(self._on_bell)
+        self._turn["event_loop"] = loop.waiting.fileno()
+        for file in (self._bell, loop.waiting.fileno()):
+            self.epoll.register(file, select.EPOLLIN)
+        loop.work_while_waiting(self._work)
 
-    def join(self, front):
-        """Give the front its turn in each tick, and what its calls are answered: see NoFront."""
+    def join(self, front, body_bytes_max, in_flight_max):
+        """Take the front's requests, and give it what Python has to do with them: see NoFront. `body_bytes_max`: of a
+        request; `in_flight_max`: calls of a connection."""
         self._front = front
+        self._turn["body_bytes_max"], self._turn["in_flight_max"] = body_bytes_max, in_flight_max
 
     def is_open(self):
         """Whether there is a matcher, or one is expected back."""
@@ -182,20 +184,17 @@ class Bridge:
                      self.timeout_ms / 1000)
         self._waiting.append(call)
         self._deadlines.append(call)
-        self.request_tick()
         self._set_timer(call.deadline)
         return await call.future
 
-    def request_tick(self):
-        """Write and publish what waits, soon."""
-        if not self._tick_is_due:
-            self._tick_is_due = True
-            self._loop.call_soon(self.tick_now)
+    def _matcher_is_silent(self):
+        return time.monotonic_ns() - int(self._matcher[CounterWord.HEARTBEAT_NS]) >= MATCHER_SILENT_NS
 
     def _matcher_is_gone(self):
-        heartbeat_ns = int(self._matcher[CounterWord.HEARTBEAT_NS])
-        if time.monotonic_ns() - heartbeat_ns < MATCHER_GONE_NS:
+        """Whether there is none, for so long that nobody brings one back."""
+        if not self._matcher_is_silent():
             return False
+        heartbeat_ns = int(self._matcher[CounterWord.HEARTBEAT_NS])
         started_ns = _started_ns(int(self._matcher[CounterWord.PID]))
         return started_ns is None or started_ns > heartbeat_ns  # by now another process may have its number
 
@@ -210,56 +209,90 @@ class Bridge:
             "reason": "the rings between gateway and matcher stayed full",
             "limit": {"rings.command_slots": self._command_slots, "rings.reply_slots": self._reply_slots}})
 
-    # Commands.
+    # Turns.
 
-    def tick_now(self):
-        """Write and publish what waits."""
-        self._tick_is_due = False
-        self._guard(self._tick)
+    def _work(self, seconds):
+        """Turns, for so long at most (None: without end), or until Python has something to do."""
+        try:
+            self._take_turns(seconds)
+        except Exception as problem:
+            self.defect("the bridge to the matcher failed", problem)
 
-    def _tick(self):
-        """Write what waits, as far as credit and ring go, and publish it at once."""
-        self._flush()
-        self._front.take(self.lane)
+    def _take_turns(self, seconds):
+        front, turn = self._front, self._turn
+        now_ns = time.monotonic_ns()
+        is_refused = self._flush()
+        self._see_full()
+        count, used = front.begin(now_ns, self._has_room)
+        self._has_room = False
+        turn["wants_retry"] = bool(self._waiting) or front.has_waiting
+        turn["until_ns"] = 0 if is_refused else self._until_ns(now_ns, seconds)
+        turn["catalog_version"] = self._catalog.version
+        turn["head_until_ns"] = front.set_head(self._box.head)
+        self._serve(count, used, False)
+        while turn["is_received"]:
+            front.continue_messages(count, int(turn["pieces"]))
+            self._serve(int(turn["pieces"]), 0, True)
+        self._has_room = bool(turn["has_room"])
+        self._see_full()
+        front.see_pieces(int(turn["pieces"]), bool(turn["pieces_left"]))
+        self._deliver()
+        if turn["is_late"]:
+            self._give_up_late_calls_of_front()
+
+    def _until_ns(self, now_ns, seconds):
+        """When the event loop, which would wait so long, or the timer that was set since needs its turn."""
+        until_ns = NEVER if seconds is None else now_ns + int(seconds * 1e9)
+        return until_ns if self._timer is None else min(until_ns, int(self._timer.when() * 1e9))
+
+    def _serve(self, count, used, is_received):
+        turn = self._turn
+        turn["is_silent"] = self._matcher_is_silent()
+        turn["all_plain"] = self._front.is_plain or (turn["is_silent"] and self._matcher_is_gone())
+        serve(self.lane, self.sockets, self._front.intake, self._box, self._facts, self._sleepers, self._pages, turn,
+              self._scratch, count, used, is_received)
+
+    def _see_full(self):
+        """Ask for room, if what found none lacks command slots."""
         own = self.lane.own
         full, wants_room = int(own[FULL]), bool(own[ROOM_WANTED])
         if full:
             self._counters[CounterWord.FULL] += full
             own[FULL] = own[ROOM_WANTED] = 0
             self._set_timer(self._loop.time() + ROOM_WAIT_SECONDS)
+        elif self._waiting or self._front.has_waiting:
+            return             # it was not tried again
         if wants_room or self._room_is_wanted:
             self._room_is_wanted = wants_room
             seen, own[HEAD] = own[HEAD], want_room(self._commands, self._row, int(wants_room))
             if wants_room and own[HEAD] != seen:
-                self.request_tick()    # it came in between
-        tail, published = int(own[TAIL]), int(own[PUBLISHED])
-        if tail != published:
-            calls = int(own[NEXT]) - self._calls_published
-            self._calls_published += calls
-            own[PUBLISHED] = tail
-            publish_commands(self._commands, self._row, tail, self._sleepers, self._matcher_bell)
-            self._counters[CounterWord.RECORDS] += calls
-            self._counters[CounterWord.BATCHES] += 1
-            self._counters[CounterWord.LARGEST_BATCH] = max(calls, int(self._counters[CounterWord.LARGEST_BATCH]))
-            if self._timer is None:
-                self._set_timer(self._loop.time() + self.timeout_ms / 1000)
+                self._has_room = True  # it came in between
+
+    # Commands.
 
     def _flush(self):
-        """Write the calls of coroutines.
+        """Write the calls of coroutines; returns whether one of them has been refused.
 
         Whether the journal takes writes is asked for each: from when it refuses, its reserve has room for what the
         command ring holds and for the one write that passed the question before.
         """
+        is_refused = False
+        if self._is_blocked and not self._has_room:
+            return is_refused
+        self._is_blocked = False
         while self._waiting:
             call = self._waiting[0]
             if not call.future.done():
                 refusal = self._refusal_of_writes() if call.is_write else None
                 if refusal:
+                    is_refused = True
                     call.future.set_exception(refusal)
                 elif not self._write(call):
+                    self._is_blocked = True
                     self._set_timer(call.room_deadline)
                     break
             self._waiting.popleft()
+        return is_refused
 
     def _write(self, call):
         """Put the command into its slots, unseen yet; returns whether there was room."""
@@ -272,48 +305,18 @@ class Bridge:
 
     # Replies.
 
-    def _on_bell(self):
-        self._guard(self._look)
-
-    def _look(self):
-        """Take what has come, then say that this process may sleep, and look once more."""
-        self._counters[CounterWord.WAKEUPS] += 1
-        doorbell.empty(self._bell)
-        doorbell.announce_waking(self._sleepers, self._process.role)
-        while True:
-            self._drain()
-            if self._waiting or self._front.has_waiting:
-                self._tick()
-            doorbell.announce_sleep(self._sleepers, self._process.role)
-            if not self._has_news():
-                break
-
-    def _has_news(self):
-        """Whether replies or wanted room came while this process was awake: nobody rang for them."""
-        own = self.lane.own
-        if self._room_is_wanted:
-            seen, own[HEAD] = own[HEAD], command_head(self._commands, self._row)
-            if own[HEAD] != seen:
-                return True
-        return reply_tail(self._replies, self._row) != own[REPLY_HEAD]
-
-    def _drain(self):
-        """Hand every visible reply to its caller; their slots are free afterwards."""
-        box, front = self._box, self._front
-        while True:
-            front.set_head(box.head)
-            count, left_over = drain(self.lane, front.sockets, box, self._facts, self._room_bytes)
-            assert count >= 0, f"a reply that is not of call {self.lane.own[OLDEST]}, the oldest in flight"
-            if count == 0:
-                break
-            if left_over:
-                for delivery in box.deliveries[:count].tolist():
-                    self._deliver(*delivery)
-            front.see_version(int(box.header[0]["catalog_version"]))
+    def _deliver(self):
+        """See to what compiled code has left of the deliveries."""
+        turn, box = self._turn, self._box
+        assert turn["deliveries"] >= 0, f"a reply that is not of call {self.lane.own[OLDEST]}, the oldest in flight"
+        if turn["deliveries_left"]:
+            for delivery in box.deliveries[:turn["deliveries"]].tolist():
+                self._hand_over(*delivery)
+        self._front.see_version(int(box.header[0]["catalog_version"]))
         while self._deadlines and self._deadlines[0].future.done():
             self._deadlines.popleft()
 
-    def _deliver(self, kind, connection, begin, middle, end, number):
+    def _hand_over(self, kind, connection, begin, middle, end, number):
         """What compiled code has left of a delivery."""
         if kind == REPLY:
             future = self._in_flight.pop(number).future
@@ -338,7 +341,7 @@ class Bridge:
 
     def _on_timer(self):
         self._timer = None
-        self._guard(self._give_up_late_calls)
+        self._give_up_late_calls()
 
     def _give_up_late_calls(self):
         now = self._loop.time()
@@ -352,32 +355,19 @@ class Bridge:
                 call.future.set_exception(ServiceTimeout(self.timeout_ms))
         if self._deadlines:
             self._set_timer(self._deadlines[0].deadline)
-        self._give_up_late_calls_of_front()
-        if self._waiting or self._front.has_waiting:
-            self._tick()       # what stood behind a large one may fit
+        self._has_room = True  # what stood behind a large one may fit; what has waited long enough goes the plain way
 
     def _give_up_late_calls_of_front(self):
-        """Answer the front's calls that are late, and set the timer for the next one."""
+        """Answer the front's calls that are late."""
         own, calls = self.lane.own, self.lane.calls
         late_ns = time.monotonic_ns() - self.timeout_ms * 1_000_000
-        number = max(self._oldest_waiting, int(own[OLDEST]))
-        while number < own[NEXT]:
+        for number in range(int(self._turn["oldest_waiting"]), int(own[NEXT])):
             call = calls[number & (len(calls) - 1)]
             if call["connection"] != NOBODY and call["state"] == WAITING:
                 if call["asked_ns"] > late_ns:
-                    self._set_timer(self._loop.time() + (int(call["asked_ns"]) - late_ns) / 1e9)
                     break
                 call["state"] = GIVEN_UP
                 self._front.give_up(int(call["connection"]), int(call["id"]), ServiceTimeout(self.timeout_ms))
-            number += 1
-        self._oldest_waiting = number
-
-    def _guard(self, work):
-        """Do the work; an error in it is a defect of this process, not of one request."""
-        try:
-            work()
-        except Exception as problem:
-            self.defect("the bridge to the matcher failed", problem)
 
     def defect(self, words, problem):
         """End this process: an exception that nobody expects."""
@@ -385,15 +375,25 @@ class Bridge:
 
 
 class NoFront:
-    """What a bridge asks of the front that writes commands of its own; this one writes none."""
-    has_waiting = False        # whether some of its connections wait for room or for an answer
-    sockets = make_sockets(0, NO_EPOLL)
+    """What a bridge asks of the front, whose connections are read and answered in its turns; this one has none."""
+    is_plain = False           # whether every request goes the plain way
+    has_waiting = False        # whether some of its connections wait for room
+    intake = make_intake(1, 1)
 
-    def take(self, lane):
-        """Write commands for what has come, as far as there is room. Nothing is published yet."""
+    def begin(self, now_ns, has_room):
+        """Put into the intake what is to be taken before anything is read; `has_room`: there may be some again for
+        whom has waited. Returns (pieces, their bytes)."""
+        return 0, 0
+
+    def continue_messages(self, begin, end):
+        """Put before the pieces [begin, end) what their connections have sent before."""
+
+    def see_pieces(self, count, is_left):
+        """The first `count` pieces are taken; `is_left`: not all of them wholly."""
 
     def set_head(self, head):
-        """Bring the head of HTTP answers up to date, where it is asked for."""
+        """Bring the head of HTTP answers up to date; until when it is, CLOCK_REALTIME in ns."""
+        return NEVER
 
     def answer(self, connection, data):
         """The bytes that answer calls of a connection, or what compiled code could not send of them."""

@@ -27,7 +27,7 @@ from gateways.fast_text import (
     read_decimal,
 )
 from gateways.lane import BODY_BYTES_MAX, NEXT, append, has_room, takes_writes
-from gateways.sockets import HELD, READ_BYTES, read_socket, wait_for_events
+from gateways.sockets import CONNECTED, HELD, READ_BYTES, TELL, read_socket
 from shm.kernel import called, inlined, kernel
 from shm.records import (
     ALL_ASSETS,
@@ -115,15 +115,16 @@ def make_intake(arena_bytes, pieces_max):
                   command.view(np.uint8), command.view(np.uint64))
 
 
-@kernel
-def receive(sockets, intake, count, used, now_ns):
-    """Read every connection that is ready, as far as the arena and the pieces go: its bytes are a piece, behind `count`
-    pieces and `used` bytes. Returns (how many pieces there are then, how many of them begin with room for the
-    `kept_bytes` of their connection)."""
-    ready = wait_for_events(sockets, min(len(sockets.events), len(intake.pieces) - count))
+@called
+def receive(sockets, intake, ready, count, used, now_ns):
+    """Read the connections among the first `ready` events, as far as the arena goes: the bytes of each are a piece,
+    behind `count` pieces and `used` bytes. Returns (how many pieces there are then, how many of them begin with room
+    for the `kept_bytes` of their connection)."""
     continued = int64(0)
     for index in range(ready):
-        file = sockets.events[index].file
+        file = int64(sockets.events[index].file)
+        if file >= len(sockets.marks) or not sockets.marks[file] & CONNECTED:
+            continue           # it is none of them
         kept = sockets.kept_bytes[file]
         if used + kept + READ_BYTES > len(intake.arena):
             break              # it stays ready
@@ -607,7 +608,7 @@ def take_piece(lane, sockets, intake, facts, piece, body_bytes_max, in_flight_ma
 @kernel
 def take(lane, sockets, intake, facts, count, body_bytes_max, in_flight_max, all_plain, received_ns, asked_ns):
     """Take the first `count` pieces, in their order; each one's `outcome` and `at` say how far. Returns how many are
-    not wholly TAKEN. Nothing is published yet.
+    not wholly TAKEN. Nothing is published yet. Who is BUSY is marked TELL.
 
     `in_flight_max`: of a connection; `all_plain`: everything goes the plain way.
     """
@@ -617,5 +618,7 @@ def take(lane, sockets, intake, facts, count, body_bytes_max, in_flight_max, all
         if piece.outcome == TAKEN:
             piece.outcome = take_piece(
                 lane, sockets, intake, facts, piece, body_bytes_max, in_flight_max, all_plain, received_ns, asked_ns)
+        if piece.outcome == BUSY:
+            sockets.marks[piece.connection] |= TELL
         left_over += piece.outcome != TAKEN
     return left_over

@@ -1,8 +1,8 @@
 """The HTTP connections of a gateway: bytes in, commands into the rings; replies out, bytes back.
 
-Compiled code reads what has come within a tick of the event loop, takes the frequent requests from it, and sends their
-answers. A message that it does not take goes the plain way: its body to answers.py, or the whole connection, for good,
-to Tornado's server. A connection's answers keep the order of its requests: nothing of it is taken while something
+In each turn (turns.py) compiled code reads what has come, takes the frequent requests from it, and sends their answers.
+A message that it does not take goes the plain way: its body to answers.py, or the whole connection, for good, to
+Tornado's server. A connection's answers keep the order of its requests: nothing of it is taken while something
 before it goes another way.
 """
 import asyncio
@@ -25,27 +25,16 @@ from gateways.connection import (
     WAITS_FOR_ROOM,
     Connection,
 )
-from gateways.fast_request import (
-    ENDED,
-    FAILED,
-    NO_ROOM,
-    ODD,
-    PLAIN,
-    TAKEN,
-    UNFINISHED,
-    make_intake,
-    receive,
-    take,
-)
+from gateways.fast_request import ENDED, FAILED, NO_ROOM, ODD, PLAIN, TAKEN, UNFINISHED, make_intake
 from gateways.http_message import Clock, encode_answer, encode_head
-from gateways.sockets import BLOCKED, HELD, TELL, make_sockets
+from gateways.sockets import BLOCKED, CONNECTED, HELD, TELL
 
 ARENA_BYTES = 2**22
-PIECES_MAX = 1024              # of one tick
-KEPT_BYTES_MAX = ARENA_BYTES // 2  # of one tick: the rest is for what has come
+PIECES_MAX = 1024              # of one turn
+KEPT_BYTES_MAX = ARENA_BYTES // 2  # of one turn: the rest is for what has come
 ROOM_WAIT_NS = int(ROOM_WAIT_SECONDS * 1e9)
 UNSENT_BYTES_MAX = 2**27       # of all connections; beyond, a client that does not take its answers is cut off
-ROOM_RETRIES_MAX = 64          # connections that look for room again in one tick
+ROOM_RETRIES_MAX = 64          # connections that look for room again in one turn
 LAST_WORD_SECONDS = 1.0        # after the last answer, what still comes is read away: a reset could overtake it
 LAST_READ_BYTES = 65_536
 STOP_LOOK_SECONDS = 0.005
@@ -54,25 +43,26 @@ STOP_LOOK_SECONDS = 0.005
 class Front:
     """`bridge` gives it its turns and its answers, see NoFront there; `settings`: the configuration's [http]."""
 
-    def __init__(self, bridge, answers, plain_server, catalog, settings, files_max):
-        """`files_max`: above every file descriptor that this process can have."""
+    def __init__(self, bridge, answers, plain_server, catalog, settings):
         self._bridge, self._answers, self._plain_server = bridge, answers, plain_server
-        self._catalog, self._settings, self._files_max = catalog, settings, files_max
+        self._catalog, self._settings = catalog, settings
         self._loop = asyncio.get_running_loop()
-        self._epoll = select.epoll()
-        self.sockets = make_sockets(files_max, self._epoll.fileno())
-        self._intake = make_intake(ARENA_BYTES, PIECES_MAX)
-        self._arena = memoryview(self._intake.arena)
+        self.sockets, self._epoll = bridge.sockets, bridge.epoll
+        self.intake = make_intake(ARENA_BYTES, PIECES_MAX)
+        self.is_plain = settings.pretty
+        self._arena = memoryview(self.intake.arena)
         self._connections = {}  # file: Connection
-        self._with_kept = []   # connections whose kept bytes are to be taken in the next tick
+        self._with_kept = []   # connections whose kept bytes are to be taken in the next turn
         self._waiting = []     # connections that wait for room
+        self._retaken = []     # connections whose kept bytes are pieces of this turn
+        self._begun_ns = {}    # connection: since when it sends the message that its piece of this turn begins with
+        self._turn_ns = 0      # when this turn began, or one shortly before
         self._unsent_bytes = 0
         self._tasks = set()
         self._listeners = []   # (socket, function that stops accepting)
         self._is_stopping = False
         self._clock, self._head_date = Clock(), ""
-        self._loop.add_reader(self._epoll.fileno(), bridge.tick_now)
-        bridge.join(self)
+        bridge.join(self, settings.body_bytes_max, settings.in_flight_max)
 
     # Connections.
 
@@ -84,11 +74,11 @@ class Front:
         connected.setblocking(False)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = Connection(connected)
-        if connection.file >= self._files_max:
+        if connection.file >= len(self.sockets.marks):
             connected.close()  # cannot be: the system would have to give more files than its limit
             return
         self._connections[connection.file] = connection
-        self.sockets.marks[connection.file] = 0
+        self.sockets.marks[connection.file] = CONNECTED
         self.sockets.heard_ns[connection.file] = time.monotonic_ns()
         self._epoll.register(connection.file, select.EPOLLIN)
         if len(self._connections) + self._plain_server.connections > self._settings.connections_max:
@@ -110,7 +100,6 @@ class Front:
         if connection.kept and not connection.held & ~IS_ENDED:
             connection.held |= HAS_KEPT
             self._with_kept.append(connection)
-            self._bridge.request_tick()
         else:
             self._settle(connection)
 
@@ -155,7 +144,6 @@ class Front:
         while (self.sockets.in_flight.any() or self._tasks or self._with_kept or self._unsent_bytes) \
                 and time.monotonic() < end:
             await asyncio.sleep(STOP_LOOK_SECONDS)
-        self._loop.remove_reader(self._epoll.fileno())
         for connection in list(self._connections.values()):
             self._close(connection)
 
@@ -165,67 +153,57 @@ class Front:
     def has_waiting(self):
         return bool(self._waiting)
 
-    def take(self, lane):
-        """Read what has come, and write commands for it as far as there is room."""
-        now_ns = time.monotonic_ns()
-        retaken, count, used = self._add_kept(now_ns) if self._with_kept or self._waiting else ((), 0, 0)
-        count, continued = receive(self.sockets, self._intake, count, used, now_ns)
-        if count == 0:
-            return
-        begun_ns = self._prepend_kept(len(retaken), count) if continued else {}
-        settings = self._settings
-        left_over = take(
-            lane, self.sockets, self._intake, self._catalog.facts, count, settings.body_bytes_max,
-            settings.in_flight_max, settings.pretty or not self._bridge.is_open(), time.time_ns(), now_ns)
-        if left_over:
-            for file, outcome, begin, end, at, body_begin, body_end, _ in self._intake.pieces[:count].tolist():
-                connection = self._connections.get(file)
-                if outcome != TAKEN and connection is not None:
-                    begun = begun_ns.get(connection, now_ns) if at == begin else now_ns
-                    if at > begin:
-                        connection.room_ns = None
-                    self._leave(connection, outcome, self._arena[at:end], self._arena[body_begin:body_end], begun)
-        for connection in retaken:
-            connection.held &= ~HAS_KEPT
-            if not connection.held & IS_GONE:
-                self._settle(connection)
-
-    def _add_kept(self, now_ns):
-        """Make pieces of what was kept while something else came first, as far as the arena goes. Returns (their
-        connections, how many, the bytes that they take)."""
-        wanting = self._with_kept + self._waiting[:ROOM_RETRIES_MAX]
-        self._with_kept, self._waiting = [], self._waiting[ROOM_RETRIES_MAX:]
-        retaken, used = [], 0
+    def begin(self, now_ns, has_room):
+        """Make pieces of what was kept while something else came first, as far as the arena goes; of what waits for
+        room, if there may be some. Returns (how many, the bytes that they take)."""
+        self._turn_ns, self._retaken, self._begun_ns = now_ns, [], {}
+        wanting, self._with_kept = self._with_kept, []
+        if has_room and self._waiting:
+            wanting = wanting + self._waiting[:ROOM_RETRIES_MAX]
+            self._waiting = self._waiting[ROOM_RETRIES_MAX:]
+        used = 0
         for index, connection in enumerate(wanting):
             if connection.held & IS_GONE:
                 continue
             size = len(connection.kept)
-            if used + size > KEPT_BYTES_MAX or len(retaken) == PIECES_MAX // 2:
+            if used + size > KEPT_BYTES_MAX or len(self._retaken) == PIECES_MAX // 2:
                 self._with_kept = wanting[index:]
-                self._bridge.request_tick()
                 break
             connection.held = connection.held & ~WAITS_FOR_ROOM | HAS_KEPT
             is_late = connection.room_ns is not None and now_ns - connection.room_ns > ROOM_WAIT_NS
             self._arena[used:used + size] = connection.kept
-            self._intake.pieces[len(retaken)] = (
+            self.intake.pieces[len(self._retaken)] = (
                 connection.file, TAKEN, used, used + size, used, 0, 0, is_late)
             connection.kept = b""
             self.sockets.kept_bytes[connection.file] = 0
-            retaken.append(connection)
+            self._retaken.append(connection)
             used += size
-        return retaken, len(retaken), used
+        return len(self._retaken), used
 
-    def _prepend_kept(self, first, count):
-        """Put the beginnings of messages before what has come of them now; {connection: since when it sends it}."""
-        begun_ns = {}
-        for file, outcome, begin, *_ in self._intake.pieces[first:count].tolist():
+    def continue_messages(self, begin, end):
+        """Put the beginnings of messages before what has come of them now, in the pieces [begin, end)."""
+        for file, outcome, at, *_ in self.intake.pieces[begin:end].tolist():
             connection = self._connections[file]
             if connection.kept and outcome == TAKEN:
-                self._arena[begin:begin + len(connection.kept)] = connection.kept
-                begun_ns[connection] = connection.message_ns
+                self._arena[at:at + len(connection.kept)] = connection.kept
+                self._begun_ns[connection] = connection.message_ns
                 connection.kept = b""
                 self.sockets.kept_bytes[file] = 0
-        return begun_ns
+
+    def see_pieces(self, count, is_left):
+        """See to what compiled code has left of this turn's pieces."""
+        if is_left:
+            for file, outcome, begin, end, at, body_begin, body_end, _ in self.intake.pieces[:count].tolist():
+                connection = self._connections.get(file)
+                if outcome != TAKEN and connection is not None:
+                    begun_ns = self._begun_ns.get(connection, self._turn_ns) if at == begin else self._turn_ns
+                    if at > begin:
+                        connection.room_ns = None
+                    self._leave(connection, outcome, self._arena[at:end], self._arena[body_begin:body_end], begun_ns)
+        for connection in self._retaken:
+            connection.held &= ~HAS_KEPT
+            if not connection.held & IS_GONE:
+                self._settle(connection)
 
     def _leave(self, connection, outcome, rest, body, begun_ns):
         """See to what compiled code has left of a piece: its `rest`, and before it a `body` for the plain way."""
@@ -247,7 +225,8 @@ class Front:
             self._waiting.append(connection)
         else:
             self._hold(connection, WAITS_FOR_ANSWER)
-            self.sockets.marks[connection.file] |= TELL
+            if self.sockets.in_flight[connection.file] == 0:  # its answers are sent in this very turn
+                self._release(connection, WAITS_FOR_ANSWER)
 
     def _end(self, connection, outcome):
         """The client says nothing more: answer what it has asked, then hang up. If it is gone, hang up now."""
@@ -364,11 +343,12 @@ class Front:
     # What the bridge calls.
 
     def set_head(self, head):
-        """Bring the head of compiled answers up to date."""
+        """Bring the head of compiled answers up to date; until when it is, CLOCK_REALTIME in ns."""
         date = self._clock.now()
         if date is not self._head_date:
             self._head_date = date
             head[:] = np.frombuffer(encode_head(date), np.uint8)
+        return self._clock.until_ns
 
     def answer(self, file, data):
         connection = self._connections.get(file)

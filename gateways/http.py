@@ -10,6 +10,7 @@ from functools import partial
 
 from tornado.netutil import bind_sockets
 
+from gateways import event_loop
 from shm import configuration, kernel_cache
 from shm.configuration import ConfigurationError
 from shm.fatal_log import fatal
@@ -25,7 +26,7 @@ OTHER_FILES = 64               # that a gateway has open beside its connections
 BACKLOG = 1024                 # connections that the system keeps until they are accepted
 
 
-async def serve(process, bridge, answers, catalog, settings, files_max):
+async def serve(process, bridge, answers, catalog, settings):
     """Serve on (host, port) until the process is told to stop; what is being answered by then is answered.
 
     Raises OSError where the address cannot be had.
@@ -44,7 +45,7 @@ async def serve(process, bridge, answers, catalog, settings, files_max):
         loop.add_signal_handler(number, tell)
     bridge.attach(loop)
     plain_server = PlainServer(answers, settings.http.body_bytes_max, Pages(bridge))
-    front = Front(bridge, answers, plain_server, catalog, settings.http, files_max)
+    front = Front(bridge, answers, plain_server, catalog, settings.http)
     heart = asyncio.ensure_future(_beat(process, front))
     await _learn_catalog(process, answers)
     if process.stopping:
@@ -120,12 +121,12 @@ def main(argv=None):
         say(name, f"takes {files - OTHER_FILES} connections instead of http.connections_max: the system's limit of open"
             f" files is {files} (ulimit -Hn, or LimitNOFILE of the service)")
     catalog = Catalog(settings.limits)
-    bridge = Bridge(process, options.index, settings.http.timeout_ms, catalog)
+    bridge = Bridge(process, options.index, settings.http.timeout_ms, catalog, files)
     bridge.take_over()
     answers = Answers(bridge, catalog, partial(fatal, process.data, name), settings.http.pretty,
                       settings.http.batch_max)
     try:
-        asyncio.run(serve(process, bridge, answers, catalog, settings, files))
+        event_loop.run(serve(process, bridge, answers, catalog, settings))
     except OSError as problem:
         advice = ": stop what serves it, or choose another with --http HOST:PORT" \
             if problem.errno == errno.EADDRINUSE else ""

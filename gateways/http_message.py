@@ -8,15 +8,16 @@ CONTENT_TYPE = "application/json"
 
 
 class Clock:
-    """The text of a Date header, made once a second."""
+    """The text of a Date header, made once a second; `until_ns`: until when it is right, CLOCK_REALTIME."""
 
     def __init__(self):
-        self._second, self._text = 0, ""
+        self._second, self._text, self.until_ns = 0, "", 0
 
     def now(self):
         second = int(time.time())
         if self._second != second:
             self._second, self._text = second, formatdate(second, usegmt=True)
+            self.until_ns = (second + 1) * 10**9
         return self._text
 
 

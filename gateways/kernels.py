@@ -1,8 +1,9 @@
 """The gateways' kernels, with the types they are called with: see shm/kernel_compiler.py."""
 import numpy as np
 
-from gateways import facts, fast_answer, fast_request, lane, sockets
+from gateways import facts, fast_answer, fast_request, lane, sockets, turns
 from shm import gateway_rings, segments
+from shm.clock import make_scratch
 from shm.configuration import Limits, reply_slots_needed
 
 
@@ -17,7 +18,8 @@ def kernels():
     return [
         (fast_request.take, (road, open_files, intake, known, number, number, number, False, number, number)),
         (fast_answer.drain, (road, open_files, outbox, known, number)),
-        (fast_request.receive, (open_files, intake, number, number, number)),
+        (turns.serve, (road, open_files, intake, outbox, known, sleepers, memory.counters.words, turns.make_turn(),
+                       make_scratch(), number, number, False)),
         (lane.append_call, (road, np.frombuffer(bytes(8), np.uint64), number, number)),
         (facts.hash_of, (known.markets["name"][0], number, number)),
         (gateway_rings.is_answered, (command_words, number)),

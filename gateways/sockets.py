@@ -1,8 +1,8 @@
 """Reading and writing many connections in compiled code: one call for all that are ready, no Python for each.
 
-The sockets are non-blocking, and watched by an epoll instance of their own, itself watched by the event loop. A
-connection's number is its file descriptor. What does not go smoothly - an end, an error, a client that does not take
-its answers - is left to Python, socket by socket.
+The sockets are non-blocking, and watched by an epoll instance of their own. A connection's number is its file
+descriptor. What does not go smoothly - an end, an error, a client that does not take its answers - is left to Python,
+socket by socket.
 """
 import platform
 from typing import NamedTuple
@@ -24,6 +24,7 @@ EPOLL_EVENT = np.dtype([("events", "<u4"), ("file", "<i4"), ("unused", "<u4")]) 
 BLOCKED = 1                    # Python writes to it: something stands before, or it is gone
 TELL = 2                       # Python wants to know when it has been answered
 HELD = 4                       # it is not read
+CONNECTED = 8                  # the file is a connection of the front
 
 _epoll_wait = types.ExternalFunction("epoll_wait", types.int32(types.int32, types.intp, types.int32, types.int32))
 _recv = types.ExternalFunction("recv", types.intp(types.int32, types.intp, types.intp, types.int32))
@@ -50,9 +51,9 @@ def make_sockets(files_max, epoll):
 
 
 @inlined
-def wait_for_events(sockets, events_max):
-    """How many sockets are ready now; at most `events_max` are told."""
-    return max(int64(_epoll_wait(sockets.own[EPOLL], sockets.own[EVENTS_ADDRESS], events_max, 0)), int64(0))
+def wait_for_events(sockets, events_max, timeout_ms):
+    """How many files are ready, at most `events_max`; 0 when the time is over or a signal came."""
+    return max(int64(_epoll_wait(sockets.own[EPOLL], sockets.own[EVENTS_ADDRESS], events_max, timeout_ms)), int64(0))
 
 
 @inlined

@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import suppress
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,15 +21,25 @@ from pipeline.chain import SLOT_WORDS
 from pipeline.release import (
     CURSOR,
     DEFECT,
+    END,
+    ENTRIES,
     FOLLOWABLE,
+    FOLLOWABLE_WORD,
     HEAD,
+    LAST_CHAIN,
     MOVED,
     NO_ROOM,
     OPENED,
     REFUSING,
+    RELEASED_POSITIONS,
+    REPLY_TAILS,
+    RING_HEAD,
     ROOM_WANTED,
-    SPAN,
+    SEQUENCE,
+    SPAN_WORDS,
+    STAGED_SLOTS,
     SYNCED,
+    SYNCED_WORD,
     journal_word,
     set_journal_word,
 )
@@ -42,13 +53,27 @@ from shm.process import HEARTBEAT_SECONDS, instance_of, show_progress
 from shm.records import JOURNAL, STAMP_FIELDS
 from shm.segments import CounterWord, slot_view
 
-RELEASE = {  # of a span that is written
-    "always": ("sync", "synced word", "reply tails", "released positions", "ring head"),
-    "interval": ("reply tails", "released positions"),
-    "none": ("reply tails", "released positions", "followable word", "ring head"),
+
+class Publication(NamedTuple):
+    """What becomes of a span once it is written: whether it is synced first, then the steps of release.py, with records
+    in the span and without."""
+    is_synced: bool
+    steps: np.ndarray
+    steps_of_reads: np.ndarray
+
+
+def _publication(*steps, is_synced=False):
+    of_reads = [step for step in steps if step not in (SYNCED_WORD, FOLLOWABLE_WORD)]
+    return Publication(is_synced, np.array(steps), np.array(of_reads))
+
+
+RELEASE = {
+    "always": _publication(SYNCED_WORD, REPLY_TAILS, RELEASED_POSITIONS, RING_HEAD, is_synced=True),
+    "interval": _publication(REPLY_TAILS, RELEASED_POSITIONS),
+    "none": _publication(REPLY_TAILS, RELEASED_POSITIONS, FOLLOWABLE_WORD, RING_HEAD),
 }
-SYNC = ("sync", "synced word", "ring head")  # of all that is written; interval: now and then; none: of a full segment
-NEEDS_A_WRITE = ("sync", "synced word", "followable word")
+# of all that is written; interval: now and then; none: of a full segment
+SYNC = _publication(SYNCED_WORD, RING_HEAD, is_synced=True)
 RETRY_SECONDS = 1.0            # from one try to make the next segment to the next
 
 
@@ -66,16 +91,11 @@ class Journaler:
         memory = self.memory = process.memory
         self.process, self.settings = process, settings
         self.words, self._sleepers = memory.journal.words, memory.sleepers.words
-        self.span = np.zeros(1, SPAN)[0]
+        self.span = np.zeros(SPAN_WORDS, np.int64)
         self.moved = np.zeros(memory.commands.shape.rows, MOVED)
         self.segment = None    # begins with the first record to write
         self.stalled = False   # the record at hand waits for the next segment
         self._is_gapless = False  # all that is in no segment of this process and not in the ring is on disk
-        self.steps = {
-            "sync": self._sync, "synced word": self._publish_synced, "followable word": self._publish_followable,
-            "reply tails": self._publish_replies, "released positions": self._publish_released,
-            "ring head": self._publish_head,
-        }
         self._ring, self._ring_words = slot_view(memory.journal, JOURNAL)[0], memory.journal.slots[0]
         self._staging_words = np.zeros(self._ring_words.size, np.uint64)
         self._staging = self._staging_words.view(JOURNAL)
@@ -106,6 +126,10 @@ class Journaler:
                 self._sleep()
             self.process.beat()
         self.finish()
+
+    @property
+    def _chain(self):
+        return self.span.view(np.uint64)[LAST_CHAIN]
 
     def _wake(self):
         doorbell.ring(self._bell)
@@ -143,7 +167,7 @@ class Journaler:
         if not self._is_gapless and self.settings.sync != "none":
             # it ran with `none`: what left the ring is in files that nobody synced
             self._write_again(self._read(), synced + 1)
-        self.span["end"], self.span["sequence"] = journal_word(self.words, HEAD), -1
+        self.span[END], self.span[SEQUENCE] = journal_word(self.words, HEAD), -1
 
     def _refuse_a_lost_journal(self):
         if self._begun.exists() and not segments_of(self._directory, self._instance):
@@ -168,9 +192,9 @@ class Journaler:
                     show_progress(self.process)
                 else:
                     self._await_segment()
-        self.span["sequence"], self.span["chain"] = found.end_sequence, found.end_chain
+        self.span[SEQUENCE], self.span[LAST_CHAIN] = found.end_sequence, np.uint64(found.end_chain).view(np.int64)
         self._is_gapless = True
-        self._publish_synced()
+        self._publish(np.array([SYNCED_WORD]))
         if self.segment is not None:
             self._seal()
 
@@ -186,7 +210,7 @@ class Journaler:
     def finish(self):
         """Write and let out what the ring holds now, and sync. What finds no room on the disk stays in the ring."""
         end = journal_word(self.words, CURSOR)
-        while self.span["end"] < end:
+        while self.span[END] < end:
             if not self.do_work():
                 self.next_segment.wait()
                 if not self.next_segment.ready:
@@ -206,9 +230,9 @@ class Journaler:
         """Handle what is ready; returns how many records and marks that was."""
         entries = self._write()
         if entries:
-            self._take_steps(RELEASE[self.settings.sync], self.span["staged_slots"] > 0)
+            self._release(RELEASE[self.settings.sync], self.span[STAGED_SLOTS] > 0)
             release.ring_released(self._sleepers, self._gateway_bells, self._publisher_bell, self.moved)
-            self._count(entries)
+            release.count(self.process.counters, self.words, self.span)
             if self.settings.sync != "interval":
                 release.ring_matcher(self._sleepers, self.words, self._matcher_bell)
         if self.settings.sync == "interval" and self._is_sync_due():
@@ -218,58 +242,41 @@ class Journaler:
 
     def _write(self):
         """Take a span and write its records; returns its entries, 0 where nothing is there or nothing has room."""
-        if self._collect() == NO_ROOM and self.span["entries"] == 0 and self._begin_segment():
+        if self._collect() == NO_ROOM and self.span[ENTRIES] == 0 and self._begin_segment():
             self._collect()
-        staged_slots = int(self.span["staged_slots"])
+        staged_slots = int(self.span[STAGED_SLOTS])
         if staged_slots:
             if not self.segment.unsynced:
                 self._sync_at = time.monotonic() + self.settings.sync_interval_ms / 1000
             self.segment.append(self._staging_words[:staged_slots * SLOT_WORDS])
-        return int(self.span["entries"])
+        return int(self.span[ENTRIES])
 
     def _collect(self):
         outcome = release.collect(
-            self._ring, self._ring_words, journal_word(self.words, CURSOR), self._room_slots(), self.memory.generation,
-            journal_word(self.words, SYNCED), self._staging, self._staging_words, self.span, self.moved)
+            self.words, self._ring, self._ring_words, self._room_slots(), self.memory.generation, self._staging,
+            self._staging_words, self.span, self.moved)
         if outcome == DEFECT:
-            position = int(self.span["end"])
+            position = int(self.span[END])
             found = self._ring[position % len(self._ring)]
             said = ", ".join(f"{field}={found[field]}" for field, *_ in STAMP_FIELDS)
             raise Defect(f"journal ring position={position} holds nothing that may follow sequence="
-                         f"{self.span['sequence']} chain={self.span['chain']} synced={journal_word(self.words, SYNCED)}"
+                         f"{self.span[SEQUENCE]} chain={self._chain} synced={journal_word(self.words, SYNCED)}"
                          f" generation={self.memory.generation}: {said}")
         return outcome
 
-    def _take_steps(self, names, written):
-        for name in names:
-            if written or name not in NEEDS_A_WRITE:
-                self.steps[name]()
+    def _release(self, publication, is_written):
+        if publication.is_synced and is_written:
+            self._sync()
+        self._publish(publication.steps if is_written else publication.steps_of_reads)
 
     def _sync(self):
         self.segment.sync()
 
-    def _publish_synced(self):
-        if self._is_gapless:
-            release.publish_synced(self.words, self.span["sequence"])
-
-    def _publish_replies(self):
-        release.publish_replies(self.memory.replies.words, self.memory.events.words, self.span, self.moved)
-
-    def _publish_released(self):
-        release.publish_released(self.memory.commands.words, self.moved)
-
-    def _publish_followable(self):
-        release.publish_followable(self.words, self.span["sequence"])
-
-    def _publish_head(self):
-        release.publish_head(self.words, self.span["end"])
-
-    def _count(self, entries):
-        counters = self.process.counters
-        counters[CounterWord.RECORDS] += entries
-        counters[CounterWord.BATCHES] += 1
-        counters[CounterWord.LARGEST_BATCH] = max(entries, counters[CounterWord.LARGEST_BATCH])
-        counters[CounterWord.SEQUENCE] = journal_word(self.words, SYNCED)
+    def _publish(self, steps):
+        if not self._is_gapless:
+            steps = steps[steps != SYNCED_WORD]
+        release.publish(steps, self.words, self.memory.replies.words, self.memory.events.words,
+                        self.memory.commands.words, self.span, self.moved)
 
     # --- syncs of more than a span
 
@@ -279,13 +286,13 @@ class Journaler:
     def _is_sync_due(self):
         """Whether to sync and let the ring's head follow: after the interval, before the ring is full, and at once
         where there is nothing to sync."""
-        held = self.span["end"] - journal_word(self.words, HEAD)
+        held = self.span[END] - journal_word(self.words, HEAD)
         return held > 0 and (
             not self._unsynced() or held >= len(self._ring) // 2 or time.monotonic() >= self._sync_at
             or journal_word(self.words, ROOM_WANTED) != 0)
 
     def _sync_written(self):
-        self._take_steps(SYNC, self._unsynced())
+        self._release(SYNC, self._unsynced())
         self.process.counters[CounterWord.SEQUENCE] = journal_word(self.words, SYNCED)
         release.ring_matcher(self._sleepers, self.words, self._matcher_bell)
 
@@ -316,8 +323,8 @@ class Journaler:
             self.segment = None
 
     def _seal(self):
-        if self.span["sequence"] == journal_word(self.words, SYNCED):
-            self.segment.seal(self.span["sequence"], self.span["chain"])
+        if self.span[SEQUENCE] == journal_word(self.words, SYNCED):
+            self.segment.seal(self.span[SEQUENCE], self._chain)
 
     def _look_after_room(self):
         """Keep the next segment in the making. While the disk has no room for it, refuse writes before the rings'
@@ -369,4 +376,4 @@ class Journaler:
         self.process.counters[CounterWord.WAKEUPS] += 1
 
     def _has_work(self):
-        return not self.stalled and journal_word(self.words, CURSOR) != self.span["end"]
+        return not self.stalled and journal_word(self.words, CURSOR) != self.span[END]

@@ -54,7 +54,7 @@ def kernels():
     ring = slot_view(memory.journal, JOURNAL)[0]
     ring_words = memory.journal.slots[0]
     staging_words = np.zeros(ring_words.size, np.uint64)
-    span, moved = np.zeros(1, release.SPAN)[0], np.zeros(1, release.MOVED)
+    span, moved = np.zeros(release.SPAN_WORDS, np.int64), np.zeros(1, release.MOVED)
     journal_words, command_words = memory.journal.words, memory.commands.words
     reply_words, sleepers = memory.replies.words, memory.sleepers.words
     private = private_output(1, 1)
@@ -66,7 +66,7 @@ def kernels():
     ]
     small = [
         (state_digest, (state,)),
-        (release.collect, (ring, ring_words, number, number, number, number, staging_words.view(JOURNAL), staging_words,
+        (release.collect, (journal_words, ring, ring_words, number, number, staging_words.view(JOURNAL), staging_words,
                            span, moved)),
         (segment_content.find_runs, (
             records, slots.reshape(-1), number, number, np.zeros(1, segment_content.RUN), number)),
@@ -77,11 +77,8 @@ def kernels():
         (free_commands, (rings,)),
         (release.journal_word, (journal_words, number)),
         (release.set_journal_word, (journal_words, number, number)),
-        (release.publish_synced, (journal_words, span["sequence"])),
-        (release.publish_followable, (journal_words, span["sequence"])),
-        (release.publish_replies, (reply_words, memory.events.words, span, moved)),
-        (release.publish_released, (command_words, moved)),
-        (release.publish_head, (journal_words, span["end"])),
+        (release.publish, (words, journal_words, reply_words, memory.events.words, command_words, span, moved)),
+        (release.count, (words, journal_words, span)),
         (release.ring_released, (sleepers, words, number, moved)),
         (release.ring_matcher, (sleepers, journal_words, number)),
         (doorbell.announce_sleep, (sleepers, number)),

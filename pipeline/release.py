@@ -3,30 +3,35 @@
 Each word here has one writer, the journaler, and never moves back: a restarted journaler may take a shorter span.
 """
 import numpy as np
-from numba import int64
+from numba import int64, uint64
 
 from pipeline.chain import RECORD, SLOT_WORDS, whole_slots
 from shm.atomics import fence_seq_cst, load_acquire, store_release
 from shm.doorbell import ring_if_asleep
 from shm.kernel import inlined, kernel
 from shm.records import CONFIGURATION_GATEWAY, RecordKind
-from shm.segments import CommandWord, EventWord, JournalWord, ReplyWord, Role
+from shm.segments import CommandWord, CounterWord, EventWord, JournalWord, ReplyWord, Role
 
 MARK = int(RecordKind.MARK)
 CURSOR, HEAD, OPENED = int(JournalWord.CURSOR), int(JournalWord.HEAD), int(JournalWord.OPENED)
 SYNCED, FOLLOWABLE = int(JournalWord.SYNCED), int(JournalWord.FOLLOWABLE)
 REFUSING, ROOM_WANTED = int(JournalWord.REFUSING), int(JournalWord.ROOM_WANTED)
 REPLY_TAIL, RELEASED, VISIBLE = int(ReplyWord.TAIL), int(CommandWord.RELEASED), int(EventWord.VISIBLE)
+RECORDS, BATCHES = int(CounterWord.RECORDS), int(CounterWord.BATCHES)
+LARGEST_BATCH, PAGE_SEQUENCE = int(CounterWord.LARGEST_BATCH), int(CounterWord.SEQUENCE)
 MATCHER, PUBLISHER, FIRST_GATEWAY = int(Role.MATCHER), int(Role.PUBLISHER), int(Role.GATEWAY)
 
-SPAN = np.dtype([               # what `collect` took: positions of the ring [start, end)
-    ("start", "<i8"), ("end", "<i8"),
-    ("entries", "<i8"),         # records and marks
-    ("staged_slots", "<i8"),    # of its records
-    ("event_end", "<i8"),
-    ("sequence", "<i8"),        # of the last record ever taken; -1: not known
-    ("chain", "<u8"),           # of that record
-])
+# Words of a span (int64): what `collect` took, positions of the ring [START, END).
+START, END = 0, 1
+ENTRIES = 2                     # records and marks
+STAGED_SLOTS = 3                # of its records
+EVENT_END = 4
+SEQUENCE = 5                    # of the last record ever taken; -1: not known
+LAST_CHAIN = 6                  # of that record
+SPAN_WORDS = 7
+
+# Steps of publication that need no system call.
+SYNCED_WORD, FOLLOWABLE_WORD, REPLY_TAILS, RELEASED_POSITIONS, RING_HEAD = range(5)
 MOVED = np.dtype([              # of a gateway, from its last record or mark in the span
     ("here", "<i8"),            # 1: the span has one
     ("reply_end", "<i8"), ("position", "<i8"),
@@ -35,18 +40,19 @@ FIT, NO_ROOM, DEFECT = 0, 1, 2
 
 
 @kernel
-def collect(ring, ring_words, end, room_slots, generation, synced, staging, staging_words, span, moved):
-    """Take the span from `span.end` to the ring position `end`: copy its records to `staging`, one behind the other,
-    and note in `span` and `moved` what the release needs. Marks are not copied: nothing is written for a read.
+def collect(journal_words, ring, ring_words, room_slots, generation, staging, staging_words, span, moved):
+    """Take the span from its END to the ring's cursor: copy its records to `staging`, one behind the other, and note in
+    `span` and `moved` what the release needs. Marks are not copied: nothing is written for a read.
 
     `ring` and `staging` are JOURNAL records, `ring_words` and `staging_words` (uint64) the same memory.
     Returns FIT, or NO_ROOM where `room_slots` ended the span early, before a record that did not fit, or DEFECT where
-    the record at `span.end` is not what a matcher writes: not whole, not continuing the chain, of another generation.
+    the record at the span's END is not what a matcher writes: not whole, breaking the chain, of another generation.
     """
     mask = ring.shape[0] - 1
-    at, staged = span["end"], int64(0)
-    span["start"] = at
-    span["entries"] = 0
+    end, synced = load_acquire(journal_words, 0, CURSOR), load_acquire(journal_words, 0, SYNCED)
+    at, staged = span[END], int64(0)
+    span[START] = at
+    span[ENTRIES] = 0
     moved["here"][:] = 0
     outcome = FIT
     while at < end:
@@ -69,12 +75,12 @@ def collect(ring, ring_words, end, room_slots, generation, synced, staging, stag
             if whole_slots(staging, staging_words, staged) != slots or entry["known_synced"] > synced:
                 outcome = DEFECT
                 break
-            if span["sequence"] >= 0 and (entry["sequence"] != span["sequence"] + 1
-                                          or entry["previous"] != span["chain"]):
+            if span[SEQUENCE] >= 0 and (entry["sequence"] != span[SEQUENCE] + 1
+                                        or entry["previous"] != uint64(span[LAST_CHAIN])):
                 outcome = DEFECT
                 break
-            span["sequence"] = entry["sequence"]
-            span["chain"] = entry["chain"]
+            span[SEQUENCE] = entry["sequence"]
+            span[LAST_CHAIN] = int64(entry["chain"])
             staged += slots
         elif entry["record_kind"] != MARK:
             outcome = DEFECT
@@ -83,11 +89,11 @@ def collect(ring, ring_words, end, room_slots, generation, synced, staging, stag
             moved[gateway]["here"] = 1
             moved[gateway]["reply_end"] = entry["reply_end"]
             moved[gateway]["position"] = entry["position"]
-        span["event_end"] = entry["event_end"]
-        span["entries"] += 1
+        span[EVENT_END] = entry["event_end"]
+        span[ENTRIES] += 1
         at += slots
-        span["end"] = at
-    span["staged_slots"] = staged
+        span[END] = at
+    span[STAGED_SLOTS] = staged
     return outcome
 
 
@@ -109,29 +115,16 @@ def set_journal_word(journal_words, word, value):
     store_release(journal_words, 0, word, value)
 
 
-@kernel
-def publish_synced(journal_words, sequence):
-    """Everything up to `sequence` is on disk, so that followers may read it."""
-    _raise_word(journal_words, 0, SYNCED, sequence)
-    _raise_word(journal_words, 0, FOLLOWABLE, sequence)
-
-
-@kernel
-def publish_followable(journal_words, sequence):
-    """Followers may read up to `sequence`, on disk or not."""
-    _raise_word(journal_words, 0, FOLLOWABLE, sequence)
-
-
-@kernel
+@inlined
 def publish_replies(reply_words, event_words, span, moved):
     """Show each gateway its replies of the span, and everybody the span's events."""
     for gateway in range(moved.shape[0]):
         if moved[gateway]["here"] != 0:
             _raise_word(reply_words, gateway, REPLY_TAIL, moved[gateway]["reply_end"])
-    _raise_word(event_words, 0, VISIBLE, span["event_end"])
+    _raise_word(event_words, 0, VISIBLE, span[EVENT_END])
 
 
-@kernel
+@inlined
 def publish_released(command_words, moved):
     """The span's commands have visible replies: after this a starting gateway may take its ring for drained."""
     for gateway in range(moved.shape[0]):
@@ -140,14 +133,25 @@ def publish_released(command_words, moved):
 
 
 @kernel
-def publish_head(journal_words, position):
-    """The matcher may reuse the ring's slots before `position`."""
-    _raise_word(journal_words, 0, HEAD, position)
+def publish(steps, journal_words, reply_words, event_words, command_words, span, moved):
+    """Take these steps, in their order: show what the span lets out."""
+    for step in steps:
+        if step == SYNCED_WORD:          # all up to the last record is on disk, so that followers may read it
+            _raise_word(journal_words, 0, SYNCED, span[SEQUENCE])
+            _raise_word(journal_words, 0, FOLLOWABLE, span[SEQUENCE])
+        elif step == FOLLOWABLE_WORD:    # followers may read up to it, on disk or not
+            _raise_word(journal_words, 0, FOLLOWABLE, span[SEQUENCE])
+        elif step == REPLY_TAILS:
+            publish_replies(reply_words, event_words, span, moved)
+        elif step == RELEASED_POSITIONS:
+            publish_released(command_words, moved)
+        elif step == RING_HEAD:          # the matcher may reuse the slots before it
+            _raise_word(journal_words, 0, HEAD, span[END])
 
 
 @kernel
 def ring_released(sleepers, gateway_bells, publisher_bell, moved):
-    """Wake whom `publish_replies` and `publish_released` gave something."""
+    """Wake whom `publish` gave replies, released positions or events."""
     for gateway in range(moved.shape[0]):
         if moved[gateway]["here"] != 0:
             ring_if_asleep(sleepers, FIRST_GATEWAY + gateway, gateway_bells[gateway])
@@ -156,7 +160,16 @@ def ring_released(sleepers, gateway_bells, publisher_bell, moved):
 
 @kernel
 def ring_matcher(sleepers, journal_words, matcher_bell):
-    """Wake the matcher if it waits for room, after `publish_head`."""
+    """Wake the matcher if it waits for room, after the ring's head was published."""
     fence_seq_cst()
     if load_acquire(journal_words, 0, ROOM_WANTED) != 0:
         ring_if_asleep(sleepers, MATCHER, matcher_bell)
+
+
+@kernel
+def count(page, journal_words, span):
+    """Count the span in the journaler's page of counters."""
+    page[RECORDS] += span[ENTRIES]
+    page[BATCHES] += 1
+    page[LARGEST_BATCH] = max(page[LARGEST_BATCH], span[ENTRIES])
+    page[PAGE_SEQUENCE] = load_acquire(journal_words, 0, SYNCED)

@@ -31,8 +31,8 @@ class Rings:
             memory=self.memory, name="gateway-0", role=int(Role.GATEWAY), data=directory, stopping=False,
             counters=self.memory.counters.words[Role.GATEWAY], beat=lambda: None, defect=self.defects.append)
 
-    def bridge(self, catalog=None, timeout_ms=TIMEOUT_MS):
-        return Bridge(self.process, 0, timeout_ms, catalog or Catalog(self.settings.limits))
+    def bridge(self, catalog=None, timeout_ms=TIMEOUT_MS, files_max=0):
+        return Bridge(self.process, 0, timeout_ms, catalog or Catalog(self.settings.limits), files_max)
 
 
 class Pipeline:

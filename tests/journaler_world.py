@@ -13,7 +13,17 @@ import pytest
 from pipeline import journal, segment_file
 from pipeline.chain import SLOT_BYTES
 from pipeline.journaling import Journaler
-from pipeline.release import CURSOR, journal_word
+from pipeline.release import (
+    CURSOR,
+    END,
+    FOLLOWABLE_WORD,
+    RELEASED_POSITIONS,
+    REPLY_TAILS,
+    RING_HEAD,
+    STAGED_SLOTS,
+    SYNCED_WORD,
+    journal_word,
+)
 from pipeline.segment_file import HEADER_BYTES, SEAL, SEAL_OFFSET
 from shm import segments
 from shm.process import memory_id
@@ -23,6 +33,9 @@ from tests.fake_matcher import FakeMatcher
 
 RINGS = RingSizes(gateways=2, command_slots=64, reply_slots=128, journal_slots=128, event_slots=64)
 SEGMENT_BYTES = HEADER_BYTES + 1000 * SLOT_BYTES
+STEP_NAMES = {                 # those of the model
+    SYNCED_WORD: "synced word", FOLLOWABLE_WORD: "followable word", REPLY_TAILS: "reply tails",
+    RELEASED_POSITIONS: "released positions", RING_HEAD: "ring head"}
 MODES = ("always", "interval", "none")
 
 
@@ -89,7 +102,7 @@ class World:
 
     def drain(self):
         """All that the ring holds, through do_work."""
-        while self.journaler.do_work() or self.journaler.span["end"] != journal_word(self.memory.journal.words, CURSOR):
+        while self.journaler.do_work() or self.journaler.span[END] != journal_word(self.memory.journal.words, CURSOR):
             self.journaler.next_segment.wait()
 
     def word(self, word, gateway=0):
@@ -112,17 +125,25 @@ class World:
 
 
 def trace(journaler, see):
-    """Call `see(name)` after each step of this journaler, the write of a span among them."""
-    def seen(name, step):
-        def call(*arguments):
-            result = step(*arguments)
-            if name != "write" or (result and journaler.span["staged_slots"] > 0):
-                see(name)
-            return result
-        return call
-    journaler._write = seen("write", journaler._write)
-    for name, step in journaler.steps.items():
-        journaler.steps[name] = seen(name, step)
+    """Call `see(name)` after each step of this journaler, the write of a span among them, from now on taken one by one.
+    """
+    write, sync, publish = journaler._write, journaler._sync, journaler._publish
+
+    def seen_write():
+        entries = write()
+        if entries and journaler.span[STAGED_SLOTS] > 0:
+            see("write")
+        return entries
+
+    def seen_sync():
+        sync()
+        see("sync")
+
+    def seen_publish(steps):
+        for step in steps:
+            publish(np.array([step]))
+            see(STEP_NAMES[step])
+    journaler._write, journaler._sync, journaler._publish = seen_write, seen_sync, seen_publish
 
 
 class Disk:

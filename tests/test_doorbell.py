@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from numba import njit, typeof
 
+from gateways import kernels as gateway_kernels
+from gateways import turns
 from pipeline import kernels, release, sequencer
 from pipeline.output import next_event, private_output
 from pipeline.state import allocate
@@ -213,7 +215,7 @@ def orders(kernel, arguments):
                 yield from unfold(callee)
             elif not callee:
                 yield f"fence {fence}" if fence else f"{operation} {order}"
-            elif callee in ("write", "poll", "read"):
+            elif callee in ("write", "poll", "read", "epoll_wait"):
                 yield callee
     return list(unfold(next(iter(bodies))))
 
@@ -221,7 +223,7 @@ def orders(kernel, arguments):
 WORDS = np.zeros((1, 8 * segments.WORD_STRIDE), np.int64)
 SLEEPERS = np.zeros((segments.ROLES, segments.WORD_STRIDE), np.int64)
 POSITIONS = np.zeros(1, np.int64)
-SPAN, MOVED = np.zeros(1, release.SPAN)[0], np.zeros(1, release.MOVED)
+SPAN, MOVED = np.zeros(release.SPAN_WORDS, np.int64), np.zeros(1, release.MOVED)
 RING = ["fence seq_cst", "load acquire", "write"]
 RAISE = ["load acquire", "store release"]
 
@@ -238,11 +240,7 @@ RAISE = ["load acquire", "store release"]
     (gateway_rings.release_replies, (WORDS, 0, 0), ["store release"]),
     (release.journal_word, (WORDS, 0), ["load acquire"]),
     (release.set_journal_word, (WORDS, 0, 0), ["store release"]),
-    (release.publish_synced, (WORDS, 0), RAISE),
-    (release.publish_followable, (WORDS, 0), RAISE),
-    (release.publish_replies, (WORDS, WORDS, SPAN, MOVED), RAISE),
-    (release.publish_released, (WORDS, MOVED), RAISE),
-    (release.publish_head, (WORDS, 0), RAISE),
+    (release.publish, (POSITIONS, WORDS, WORDS, WORDS, WORDS, SPAN, MOVED), RAISE),
     (release.ring_released, (SLEEPERS, POSITIONS, 0, MOVED), RING),
     (release.ring_matcher, (SLEEPERS, WORDS, 0), ["fence seq_cst", "load acquire", *RING]),
     (broadcast.visible_end, (WORDS,), ["load acquire"]),
@@ -269,6 +267,16 @@ def test_the_matcher_publishes_looks_and_falls_asleep_in_order():
     assert asleep.count("poll") == 1
     assert max(step for step, operation in enumerate(asleep) if operation == "fence seq_cst") < asleep.index("poll")
     assert asleep.index("poll") < asleep.index("read")                                        # emptied on waking
+
+
+def test_a_gateway_publishes_looks_and_falls_asleep_in_order():
+    (lane, sockets, _, _, _, sleepers, counters, turn, *_), = (
+        arguments for kernel, arguments in gateway_kernels.kernels() if kernel is turns.serve)
+    assert orders(turns.publish, (lane, sleepers, counters[0], turn)) == ["store release", *RING]
+    asleep = orders(turns.sleep, (lane, sockets, sleepers, turn, 0, 0))
+    assert asleep[:3] == ["store release", "fence seq_cst", "load acquire"]               # flag, fence, last look
+    assert asleep.count("store release") == 2 and asleep.count("epoll_wait") == 1
+    assert asleep.index("epoll_wait") < asleep.index("store release", 1)
 
 
 def test_an_event_s_slot_is_announced_before_it_is_touched():

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import gateways.bridge as bridge_module
+from gateways import event_loop
 from gateways.bridge import Bridge, MatcherGone, ServiceTimeout, ServiceUnavailable
 from gateways.messages import Reply, make_command
 from shm import configuration, doorbell, segments
-from shm.doorbell import announce_sleep
 from shm.gateway_rings import want_room
 from shm.records import COMMAND, ORDER, Kind, Result, struct_format
 from shm.segments import CommandWord, CounterWord, JournalWord, ReplyWord, Role, SleeperWord
@@ -25,6 +25,7 @@ SETTINGS = configuration.parse({
     "assets": [{"name": "BTC", "prec_save": 16, "prec_show": 8}, {"name": "USD", "prec_save": 16, "prec_show": 2}],
     "markets": [{"name": "BTCUSD", "stock": "BTC", "money": "USD", "stock_prec": 8, "money_prec": 2}],
 })
+ROUND_TRIPS = 3000
 ORDER_STRUCT = struct.Struct(struct_format(ORDER))
 
 
@@ -102,7 +103,7 @@ def test_calls_of_one_tick_are_one_batch_and_each_gets_its_own_reply(rings):
         wakeups = int(memory.process.counters[CounterWord.WAKEUPS])
         await asyncio.sleep(0.05)
         assert memory.process.counters[CounterWord.WAKEUPS] == wakeups, "it does not sleep"
-    asyncio.run(run())
+    event_loop.run(run())
     counters = memory.process.counters
     assert counters[CounterWord.RECORDS] == counters[CounterWord.LARGEST_BATCH] == 10
     assert counters[CounterWord.BATCHES] == 1
@@ -150,7 +151,7 @@ def test_a_slow_matcher_is_never_given_more_than_its_replies_have_room_for(rings
         done = await asyncio.gather(*[one(number) for number in range(600)])
         working.cancel()
         assert len(done) == 600
-    asyncio.run(run())
+    event_loop.run(run())
     details = [payload for command, payload in pipeline.taken if command["kind"] == Kind.UPDATE_BALANCE]
     assert details and all(set(payload) <= {ord("x")} and len(payload) in (2, 500, 3000, 8192) for payload in details)
     assert memory.process.counters[CounterWord.FULL] > 0
@@ -171,7 +172,7 @@ def test_without_room_a_call_waits_a_bounded_time_and_is_not_written(rings):
         small = Reply(await answered(bridge.call(deposit(1, 9)), pipeline))
         assert small.header.result == Result.OK
         await large[0]
-    asyncio.run(run())
+    event_loop.run(run())
     assert [int(command["reference"]) for command, _ in pipeline.taken] == [0, 9]
 
 
@@ -200,7 +201,7 @@ def test_a_gateway_that_waits_for_room_is_rung_when_there_is_some(rings):
         assert memory.memory.commands.words[0, CommandWord.ROOM_WANTED] == 0
         pipeline.answer()
         await asyncio.gather(*calls)
-    asyncio.run(run())
+    event_loop.run(run())
 
 
 def test_room_that_comes_just_before_it_is_wanted_is_found_without_a_bell(rings, monkeypatch):
@@ -224,7 +225,7 @@ def test_room_that_comes_just_before_it_is_wanted_is_found_without_a_bell(rings,
         assert memory.process.counters[CounterWord.BATCHES] == 2
         doorbell.ring(pipeline.bell)
         await answered(asyncio.gather(*calls), pipeline)
-    asyncio.run(run())
+    event_loop.run(run())
 
 
 def test_room_that_comes_while_the_gateway_is_awake_is_found_without_a_bell(rings, monkeypatch):
@@ -251,31 +252,31 @@ def test_room_that_comes_while_the_gateway_is_awake_is_found_without_a_bell(ring
         # then the waiting call is written
         assert not calls[2].done()
         await answered(asyncio.gather(*calls), pipeline)
-    asyncio.run(run())
+    event_loop.run(run())
 
 
-def test_a_reply_that_comes_just_before_the_sleep_flag_is_found_without_a_bell(rings, monkeypatch):
+def test_no_reply_is_missed_between_the_last_look_and_sleep(rings):
+    # nothing but the bell wakes the gateway within the calls' timeout
     memory = rings()
     pipeline = Pipeline(memory)
-    released = []
+    stop = threading.Event()
 
-    def released_just_before(sleepers, role):
-        if pipeline.apply() and not released:
-            assert sleepers[role, SleeperWord.ASLEEP] == 0
-            pipeline.release()  # sees that nobody sleeps: it does not ring
-            released.append(True)
-        announce_sleep(sleepers, role)
+    def answer_at_once():
+        while not stop.is_set():
+            pipeline.answer()
+    matcher = threading.Thread(target=answer_at_once)
 
     async def run():
         bridge = attached(memory)
-        await asyncio.sleep(0.01)
-        monkeypatch.setattr(doorbell, "announce_sleep", released_just_before)
-        call = asyncio.ensure_future(bridge.call(deposit(1, 1)))
-        await published(memory)
-        doorbell.ring(pipeline.bell)
-        assert Reply(await call).header.result == Result.OK
-    asyncio.run(run())
-    assert released
+        for number in range(ROUND_TRIPS):
+            assert Reply(await bridge.call(deposit(1, number))).header.result == Result.OK
+    matcher.start()
+    try:
+        event_loop.run(run())
+    finally:
+        stop.set()
+        matcher.join()
+    assert memory.process.counters[CounterWord.WAKEUPS] > ROUND_TRIPS // 10, "it hardly slept"
 
 
 def test_a_reply_after_the_timeout_is_dropped_and_its_room_comes_back(rings):
@@ -295,7 +296,7 @@ def test_a_reply_after_the_timeout_is_dropped_and_its_room_comes_back(rings):
         reply = Reply(await answered(bridge.call(deposit(5, 1)), pipeline))
         assert reply.header.kind == Kind.UPDATE_BALANCE
         assert Reply(await answered(bridge.call(book(101)), pipeline)).header.kind == Kind.LIST_BOOK
-    asyncio.run(run())
+    event_loop.run(run())
 
 
 def test_a_new_gateway_waits_for_its_predecessors_commands_and_drops_their_replies(rings):
@@ -307,7 +308,7 @@ def test_a_new_gateway_waits_for_its_predecessors_commands_and_drops_their_repli
         calls = [asyncio.ensure_future(bridge.call(deposit(1, number))) for number in range(5)]
         await published(memory)
         assert not any(call.done() for call in calls)
-    asyncio.run(predecessor())
+    event_loop.run(predecessor())
     pipeline.apply(3)
     pipeline.release()         # three of five
     successor = memory.bridge()
@@ -326,7 +327,7 @@ def test_a_new_gateway_waits_for_its_predecessors_commands_and_drops_their_repli
         successor.attach(asyncio.get_running_loop())
         reply = Reply(await answered(successor.call(book(1)), pipeline))
         assert reply.header.kind == Kind.LIST_BOOK
-    asyncio.run(go_on())
+    event_loop.run(go_on())
 
 
 def test_a_starting_gateway_rings_the_matcher_whatever_the_flags_say(rings):
@@ -346,7 +347,7 @@ def test_a_journal_that_takes_no_writes_lets_reads_go_on(rings):
         with pytest.raises(ServiceUnavailable, match="No space left on device"):
             await bridge.call(deposit(1, 1))
         assert Reply(await answered(bridge.call(book(1)), pipeline)).header.result == Result.OK
-    asyncio.run(run())
+    event_loop.run(run())
     assert len(pipeline.taken) == 1
 
 
@@ -368,7 +369,7 @@ def test_writes_that_wait_for_room_when_the_journal_stops_taking_them_are_refuse
             await calls[2]
         assert Reply(await answered(read, pipeline)).header.result == Result.OK
         assert [Reply(message).header.result for message in await asyncio.gather(*calls[:2])] == [Result.OK] * 2
-    asyncio.run(run())
+    event_loop.run(run())
     assert [int(command["kind"]) for command, _ in pipeline.taken] == [Kind.UPDATE_BALANCE] * 2 + [Kind.LIST_BOOK]
 
 
@@ -388,7 +389,7 @@ def test_of_writes_that_pass_together_at_most_one_enters_after_the_journal_stopp
         assert Reply(await answered(calls[0], pipeline)).header.result == Result.OK
         refused = await asyncio.gather(*calls[1:], return_exceptions=True)
         assert [type(outcome) for outcome in refused] == [ServiceUnavailable] * 2
-    asyncio.run(run())
+    event_loop.run(run())
     assert len(pipeline.taken) == 1
 
 
@@ -407,7 +408,7 @@ def test_a_matcher_without_process_and_heartbeat_is_gone_but_one_that_only_hangs
     async def run():
         with pytest.raises(MatcherGone if is_gone else ServiceTimeout):
             await attached(memory).call(book(1))
-    asyncio.run(run())
+    event_loop.run(run())
     assert memory.memory.commands.words[0, CommandWord.TAIL] == (0 if is_gone else 1)
 
 
@@ -421,7 +422,7 @@ def test_a_reply_to_nobodys_request_is_a_defect(rings):
         pipeline._write_reply(pipeline.replica.reply_message())
         pipeline.release()
         await asyncio.sleep(0.05)
-    asyncio.run(run())
+    event_loop.run(run())
     assert "a reply that is not of call 1" in memory.defects.pop(0)
     memory.defects.clear()
 
@@ -447,7 +448,7 @@ def test_a_sleeping_gateway_misses_no_reply(rings):
         await asyncio.gather(*[client(index * 1000) for index in range(8)])
     worker.start()
     try:
-        asyncio.run(run())
+        event_loop.run(run())
     finally:
         stop.set()
         worker.join()

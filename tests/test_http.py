@@ -16,6 +16,7 @@ from contextlib import suppress
 import pytest
 from tornado.netutil import add_accept_handler, bind_sockets
 
+from gateways import event_loop
 from gateways.answers import Answers
 from gateways.catalog import Catalog
 from gateways.front import Front
@@ -46,17 +47,17 @@ class Exchange:
         self.rings = Rings(directory, self._settings, command_slots=256, reply_slots=512)
         self.pipeline = Pipeline(self.rings)
         self.port, self._ready, self._stop = None, threading.Event(), None
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self._thread = threading.Thread(target=lambda: event_loop.run(self._serve()), daemon=True)
         self._thread.start()
         assert self._ready.wait(60)
 
     async def _serve(self):
         self._stop, self._loop = asyncio.Event(), asyncio.get_running_loop()
         catalog = Catalog(self._settings.limits)
-        bridge = self.rings.bridge(catalog, self._settings.http.timeout_ms)
+        bridge = self.rings.bridge(catalog, self._settings.http.timeout_ms, FILES_MAX)
         answers = Answers(bridge, catalog, REPORTS.append, self._settings.http.pretty)
         plain = PlainServer(answers, BODY_BYTES_MAX, Pages(bridge))
-        self.front = Front(bridge, answers, plain, catalog, self._settings.http, FILES_MAX)
+        self.front = Front(bridge, answers, plain, catalog, self._settings.http)
         bridge.attach(self._loop)
         self.pipeline.attend(self._loop, self.rings)
         assert await answers.try_to_learn()

@@ -204,9 +204,10 @@ def test_a_shorter_span_after_a_kill_moves_no_word_back(world, monkeypatch):
     for gateway in (0, 1, 0):
         world.matcher.write(gateway)
 
-    def kill():
-        raise Killed
-    journaler.steps["ring head"] = kill
+    def kill(step):
+        if step == "released positions":
+            raise Killed
+    trace(journaler, kill)
     with pytest.raises(Killed):
         journaler.do_work()
     before = world.words()
@@ -438,9 +439,9 @@ def test_a_ring_that_was_never_opened_counts_as_none(world, monkeypatch):
     history = History()
     write_segment(world.directory, world.instance, 1, history.records(3), SEGMENT_BYTES)
 
-    def kill(_):
+    def kill(*_):
         raise Killed
-    monkeypatch.setattr(Journaler, "_publish_synced", kill)
+    monkeypatch.setattr(Journaler, "_publish", kill)
     with pytest.raises(Killed):
         world.start()
     monkeypatch.undo()
