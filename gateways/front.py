@@ -192,6 +192,8 @@ class Front:
 
     def see_pieces(self, count, is_left):
         """See to what compiled code has left of this turn's pieces."""
+        for connection in self._retaken:
+            connection.held &= ~HAS_KEPT
         if is_left:
             for file, outcome, begin, end, at, body_begin, body_end, _ in self.intake.pieces[:count].tolist():
                 connection = self._connections.get(file)
@@ -201,7 +203,6 @@ class Front:
                         connection.room_ns = None
                     self._leave(connection, outcome, self._arena[at:end], self._arena[body_begin:body_end], begun_ns)
         for connection in self._retaken:
-            connection.held &= ~HAS_KEPT
             if not connection.held & IS_GONE:
                 self._settle(connection)
 

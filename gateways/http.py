@@ -16,7 +16,7 @@ from shm.configuration import ConfigurationError
 from shm.fatal_log import fatal
 from shm.kernel_cache import CompilationFailed
 from shm.log import say
-from shm.process import HEARTBEAT_SECONDS, Process, die_with_parent
+from shm.process import HEARTBEAT_SECONDS, Process, die_with_parent, hurry
 from shm.segments import Role
 
 STOP_SECONDS = 1.0             # beyond the timeout, for the answers on their way
@@ -97,6 +97,7 @@ def _address(bound):
 
 def main(argv=None):
     die_with_parent()
+    hurry()
     parser = argparse.ArgumentParser(prog="gateways.http", description="Serves the exchange's HTTP interface.")
     parser.add_argument("--config", required=True, help="the configuration, a TOML file")
     parser.add_argument("--data", required=True, help="the data directory")

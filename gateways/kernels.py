@@ -8,18 +8,20 @@ from shm.configuration import Limits, reply_slots_needed
 
 
 def kernels():
-    """(function, arguments of the types it is called with) each: what takes longest first."""
+    """Groups of (function, arguments of the types it is called with): what takes longest first."""
     memory = segments.sample()
     number, limits = 0, Limits(assets_max=1, markets_max=1)
     command_words, reply_words, sleepers = memory.commands.words, memory.replies.words, memory.sleepers.words
     road, known = lane.make_lane(memory, 0), facts.make_facts(limits)
     open_files, intake = sockets.make_sockets(1, number), fast_request.make_intake(1, 1)
     outbox = fast_answer.make_outbox(reply_slots_needed(limits))
-    return [
+    turn = [
         (fast_request.take, (road, open_files, intake, known, number, number, number, False, number, number)),
         (fast_answer.drain, (road, open_files, outbox, known, number)),
         (turns.serve, (road, open_files, intake, outbox, known, sleepers, memory.counters.words, turns.make_turn(),
                        make_scratch(), number, number, False)),
+    ]
+    small = [
         (lane.append_call, (road, np.frombuffer(bytes(8), np.uint64), number, number)),
         (facts.hash_of, (known.markets["name"][0], number, number)),
         (gateway_rings.is_answered, (command_words, number)),
@@ -29,3 +31,4 @@ def kernels():
         (gateway_rings.reply_tail, (reply_words, number)),
         (gateway_rings.release_replies, (reply_words, number, number)),
     ]
+    return [turn, *([kernel] for kernel in small)]

@@ -253,5 +253,5 @@ def apply_rare(state, inbox, out):
 
 @kernel
 def apply_one(state, inbox, out, time_ns):
-    """`apply` for callers in Python: tools and tests."""
+    """`apply` for callers in Python."""
     return apply(state, inbox, out, time_ns)

@@ -7,7 +7,7 @@ from shm import configuration, kernel_cache
 from shm.configuration import ConfigurationError
 from shm.fatal_log import fatal
 from shm.kernel_cache import CompilationFailed
-from shm.process import Process, die_with_parent
+from shm.process import Process, die_with_parent, hurry
 from shm.segments import Role
 
 BROKEN_DISK_PAUSE_SECONDS = 1.0  # before the next journaler tries
@@ -15,6 +15,7 @@ BROKEN_DISK_PAUSE_SECONDS = 1.0  # before the next journaler tries
 
 def main(argv=None):
     die_with_parent()
+    hurry()
     parser = argparse.ArgumentParser(prog="pipeline.journaler", description="Writes the journal, and lets out what is"
                                      " on disk.")
     parser.add_argument("--config", required=True, help="the configuration, a TOML file")

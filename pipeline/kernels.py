@@ -3,13 +3,20 @@ import numpy as np
 
 from pipeline import release, segment_content
 from pipeline.chain import chain_value
-from pipeline.core import apply_one, apply_rare, update_balance
+from pipeline.core import apply_one
 from pipeline.digest import state_digest
 from pipeline.inbox import make_inbox
-from pipeline.matching import cancel_order, put_order
 from pipeline.output import make_output, private_output
 from pipeline.replay import largest_limits, replay_span
-from pipeline.sequencer import OWN_WORDS, Rings, apply_configuration, free_commands, make_record, serve
+from pipeline.sequencer import (
+    OWN_WORDS,
+    Rings,
+    free_commands,
+    journal_configuration,
+    make_record,
+    serve,
+    stamp_time,
+)
 from pipeline.state import allocate
 from shm import doorbell, segments
 from shm.clock import make_scratch
@@ -44,9 +51,7 @@ def _file_slots():
 
 
 def kernels():
-    """(function, arguments of the types it is called with) each, in the order in which they are best begun: large parts
-    of the largest kernels, what needs none of them, the largest kernels.
-    """
+    """Groups of (function, arguments of the types it is called with), in the order in which they are best begun."""
     memory, state, inbox, out, rings = _samples()
     slots, records = _file_slots()
     number, check = 0, np.uint64(0)
@@ -58,12 +63,6 @@ def kernels():
     journal_words, command_words = memory.journal.words, memory.commands.words
     reply_words, sleepers = memory.replies.words, memory.sleepers.words
     private = private_output(1, 1)
-    parts = [
-        (put_order, (state, out, inbox, number, number)),
-        (apply_rare, (state, inbox, out)),
-        (update_balance, (state, out, inbox, number, number)),
-        (cancel_order, (state, out, inbox.command[0], number, number)),
-    ]
     small = [
         (state_digest, (state,)),
         (release.collect, (journal_words, ring, ring_words, number, number, staging_words.view(JOURNAL), staging_words,
@@ -74,7 +73,6 @@ def kernels():
         (segment_content.slot_within, (records, number, number, number)),
         (largest_limits, (records, slots, number, number, words)),
         (chain_value, (check, staging_words, number)),
-        (free_commands, (rings,)),
         (release.journal_word, (journal_words, number)),
         (release.set_journal_word, (journal_words, number, number)),
         (release.publish, (words, journal_words, reply_words, memory.events.words, command_words, span, moved)),
@@ -84,10 +82,12 @@ def kernels():
         (doorbell.announce_sleep, (sleepers, number)),
         (doorbell.announce_waking, (sleepers, number)),
     ]
-    large = [
+    core = [
         (serve, (state, inbox, out, rings)),
         (replay_span, (state, inbox, private, records, slots, number, number, words, number)),
-        (apply_configuration, (state, inbox, out, rings)),
         (apply_one, (state, inbox, private, number)),
+        (journal_configuration, (state, inbox, rings, True, number)),
+        (stamp_time, (rings,)),
+        (free_commands, (rings,)),
     ]
-    return parts + small + large
+    return [core, *([kernel] for kernel in small)]

@@ -6,12 +6,13 @@ from shm import configuration, kernel_cache
 from shm.configuration import ConfigurationError
 from shm.fatal_log import fatal
 from shm.kernel_cache import CompilationFailed
-from shm.process import Process, die_with_parent
+from shm.process import Process, die_with_parent, hurry
 from shm.segments import Role
 
 
 def main(argv=None):
     die_with_parent()
+    hurry()
     parser = argparse.ArgumentParser(prog="pipeline.matcher", description="Applies all commands, one after the other.")
     parser.add_argument("--config", required=True, help="the configuration, a TOML file")
     parser.add_argument("--data", required=True, help="the data directory")

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from pipeline import journal, seeding
+from pipeline.core import apply_one
 from pipeline.digest import state_digest
 from pipeline.output import make_output
 from pipeline.release import journal_word
@@ -27,10 +28,11 @@ from pipeline.sequencer import (
     SPIN_NS,
     STAMPED_NS,
     Rings,
-    apply_configuration,
     free_commands,
+    journal_configuration,
     make_record,
     serve,
+    stamp_time,
 )
 from pipeline.state import ASSETS, DEFECT, EVENT_POSITION, MARKETS, OUTPUT_DIGEST, SEQUENCE, TIME_NS
 from shm import doorbell
@@ -166,7 +168,9 @@ class Matcher:
             buffer = self.inbox.words.view(np.uint8)
             self.inbox.command[0] = command
             buffer[COMMAND.itemsize:COMMAND.itemsize + len(payload)] = np.frombuffer(payload, np.uint8)
-            apply_configuration(self.state, self.inbox, self.out, self.rings)
+            time_ns = stamp_time(self.rings)
+            changed = apply_one(self.state, self.inbox, self.out, time_ns)
+            journal_configuration(self.state, self.inbox, self.rings, changed, time_ns)
             header = self.out.header[0]
             if header["result"] != Result.OK:
                 raise seeding.Contradiction(

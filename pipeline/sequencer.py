@@ -143,7 +143,7 @@ def write_entry(state, inbox, rings, changed, time_ns, gateway, position, reply_
     own[JOURNAL_END] += slots
 
 
-@inlined
+@kernel
 def stamp_time(rings):
     """The time of this batch, never below the last one: a clock that was set back is held."""
     now = now_ns(CLOCK_REALTIME, rings.scratch)
@@ -155,14 +155,11 @@ def stamp_time(rings):
 
 
 @kernel
-def apply_configuration(state, inbox, out, rings):
-    """Apply and journal the command in `inbox`, which the configuration asks for; nobody waits for its reply."""
-    time_ns = stamp_time(rings)
-    changed = apply(state, inbox, out, time_ns)
+def journal_configuration(state, inbox, rings, changed, time_ns):
+    """Journal the command in `inbox`, applied, which the configuration asked for; nobody waits for its reply."""
     known_synced = load_acquire(rings.journal_words, 0, SYNCED)
     write_entry(state, inbox, rings, changed, time_ns, CONFIGURATION_GATEWAY, 0, 0, known_synced)
     publish(state, rings)
-    return changed
 
 
 @inlined

@@ -23,7 +23,7 @@ from shm import configuration
 from shm.configuration import ConfigurationError
 from shm.fatal_log import fatal
 from shm.log import say
-from shm.process import HEARTBEAT_SECONDS, Process, die_with_parent
+from shm.process import HEARTBEAT_SECONDS, Process, die_with_parent, hurry
 from shm.segments import CounterWord, Role
 
 FIRST_TRY_SECONDS = 0.005      # supervisord learns of a death a moment after the pidfd; tries double up to the longest
@@ -269,6 +269,7 @@ def _open_pidfd(pid):
 
 def main(argv=None):
     die_with_parent()
+    hurry()
     parser = argparse.ArgumentParser(prog="pipeline.watcher", description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, help="the configuration, a TOML file")
     parser.add_argument("--data", required=True, help="the data directory")

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from shm.process import die_with_parent
@@ -36,7 +36,9 @@ def digest(project=PROJECT):
     import llvmlite.binding  # late: the digest alone needs it, and it loads LLVM
 
     parts = [str(project), platform.machine(), platform.python_version(), sys.implementation.cache_tag]
-    parts += [f"{package} {version(package)}" for package in ("numba", "llvmlite", "numpy")]
+    for package in ("numba", "llvmlite", "numpy"):
+        installed = Path(find_spec(package).origin).parents[1]  # importlib.metadata is slow to import
+        parts += sorted(path.name for path in installed.glob(f"{package}-*.dist-info"))
     parts += [llvmlite.binding.get_host_cpu_name(), str(sorted(llvmlite.binding.get_host_cpu_features().items()))]
     parts.append(f"boundscheck {os.environ.get('NUMBA_BOUNDSCHECK', '')}")
     for folder in SOURCE_FOLDERS:

@@ -1,10 +1,11 @@
 """Compiles every kernel of all rooms into the kernel cache: `python -m shm.kernel_compiler ROOM...`, where a room is a
-module with `kernels()`: (function, arguments of the types it is called with) each. `kernel_cache` runs it.
+module with `kernels()`: groups of (function, arguments of the types it is called with). `kernel_cache` runs it.
 
-Processes on all cores take from one list. Each function has a lock, held from the look into the cache until what was
-compiled is in it: whoever needs the same one waits, and finds it there. So nothing is compiled twice, and numba's index
-of a function, which is read, changed and written as a file, has one writer at a time. Callers are locked before what
-they call and nothing calls itself, so nobody waits in a circle.
+Processes on all cores take groups from one list. Kernels made of the same parts stand in one group, as each process
+makes the parts that it needs. Each kernel has a lock, held from the look into the cache until what was compiled is in
+it: whoever needs the same one waits, and finds it there. So no kernel is compiled twice, and numba's index of a
+function, which is read, changed and written as a file, has one writer at a time. Callers are locked before what they
+call and nothing calls itself, so nobody waits in a circle.
 """
 import fcntl
 import gc
@@ -14,7 +15,7 @@ import os
 import sys
 import tempfile
 import traceback
-from itertools import chain, zip_longest
+from itertools import accumulate, chain, zip_longest
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from numba.core.caching import FunctionCache
 from shm.kernel_cache import progress_line
 from shm.process import die_with_parent
 
-WORKERS_MAX = 4                # each takes some 350 MB; what is compiled last is three functions, one after the other
+WORKERS_MAX = 4                # each takes some 350 MB; the largest group takes longer than all the others together
 
 
 class SharedCache(FunctionCache):
@@ -56,10 +57,10 @@ class SharedCache(FunctionCache):
         self._lock = None
 
 
-def kernels_of(rooms):
-    """The rooms' kernels, one of each room in turn."""
+def groups_of(rooms):
+    """The rooms' groups, one of each room in turn."""
     lists = [importlib.import_module(room).kernels() for room in rooms]
-    return [kernel for kernel in chain.from_iterable(zip_longest(*lists)) if kernel is not None]
+    return [group for group in chain.from_iterable(zip_longest(*lists)) if group is not None]
 
 
 def compile_all(rooms):
@@ -68,8 +69,8 @@ def compile_all(rooms):
     Where a kernel cannot be compiled, the others are given up and stderr says why.
     """
     dispatcher.FunctionCache = SharedCache  # what numba gives each function that is made from now on
-    kernels = kernels_of(rooms)
-    assert all(isinstance(function._cache, SharedCache) for function, _arguments in kernels)
+    groups = groups_of(rooms)
+    assert all(isinstance(function._cache, SharedCache) for group in groups for function, _arguments in group)
     gc.freeze()
     gc.set_threshold(200_000, 20, 20)  # the collector took an eighth of the time, walking what is never freed
     with tempfile.TemporaryDirectory(prefix="kernel-locks-") as locks:
@@ -77,12 +78,12 @@ def compile_all(rooms):
         context = multiprocessing.get_context("fork")
         waiting = context.SimpleQueue()
         count = min(len(os.sched_getaffinity(0)), WORKERS_MAX)
-        for entry in [*range(len(kernels)), *[None] * count]:
+        for entry in [*range(len(groups)), *[None] * count]:
             waiting.put(entry)
         outputs = {}           # worker: what it says on stderr, whole
         for _ in range(count):
             output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (read when the worker has ended)
-            worker = context.Process(target=_work, args=(kernels, waiting, output), daemon=True)
+            worker = context.Process(target=_work, args=(groups, waiting, output), daemon=True)
             worker.start()
             outputs[worker] = output
         failed = _first_failure(outputs)
@@ -94,17 +95,18 @@ def compile_all(rooms):
     return 0 if failed is None else 1
 
 
-def _work(kernels, waiting, output):
+def _work(groups, waiting, output):
     die_with_parent()
     os.dup2(output.fileno(), 2)
+    firsts = list(accumulate(map(len, groups), initial=0))
     while (index := waiting.get()) is not None:
-        function, arguments = kernels[index]
-        progress_line(index, len(kernels), function.py_func.__qualname__)
-        try:
-            function.compile(tuple(map(typeof, arguments)))
-        except Exception:
-            traceback.print_exc()
-            sys.exit(1)
+        for done, (function, arguments) in enumerate(groups[index], start=firsts[index]):
+            progress_line(done, firsts[-1], function.py_func.__qualname__)
+            try:
+                function.compile(tuple(map(typeof, arguments)))
+            except Exception:
+                traceback.print_exc()
+                sys.exit(1)
 
 
 def _first_failure(workers):

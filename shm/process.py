@@ -3,6 +3,7 @@ lock, attach the shared memory (or make it anew where nobody uses it), and keep 
 """
 import ctypes
 import fcntl
+import gc
 import os
 import select
 import signal
@@ -64,13 +65,21 @@ class Process:
         return None
 
     def ready(self):
-        """Show that this process serves."""
+        """Show that this process serves; its start is over."""
         self.counters[CounterWord.READY] = 1
+        if not gc.isenabled():
+            gc.freeze()        # what is there now stays
+            gc.enable()
 
     def defect(self, text):
         """A broken invariant: say it on the fatal path and end at once, so that restart and replay repair it."""
         fatal(self.data, self.name, text)
         os._exit(70)
+
+
+def hurry():
+    """Collect no garbage until this process is ready: a start makes little, and the collector walks it all."""
+    gc.disable()
 
 
 def show_progress(process):

@@ -271,7 +271,7 @@ def test_the_matcher_publishes_looks_and_falls_asleep_in_order():
 
 def test_a_gateway_publishes_looks_and_falls_asleep_in_order():
     (lane, sockets, _, _, _, sleepers, counters, turn, *_), = (
-        arguments for kernel, arguments in gateway_kernels.kernels() if kernel is turns.serve)
+        arguments for group in gateway_kernels.kernels() for kernel, arguments in group if kernel is turns.serve)
     assert orders(turns.publish, (lane, sleepers, counters[0], turn)) == ["store release", *RING]
     asleep = orders(turns.sleep, (lane, sockets, sleepers, turn, 0, 0))
     assert asleep[:3] == ["store release", "fence seq_cst", "load acquire"]               # flag, fence, last look

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import core, kernels, matching
+from pipeline import core, kernels, replay, sequencer
 from shm import kernel_cache
-from shm.kernel_compiler import kernels_of
+from shm.kernel_compiler import groups_of
 from tools.local_exchange import prepare_kernels
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,13 +32,17 @@ def noted(typingctx, value):
 def deadly(typingctx, value):
     os.kill(os.getpid(), signal.SIGKILL)
 
-@inlined
+@kernel
 def shared(array):
     return noted(array[0]) + 1
 
+@inlined
+def doubled(value):
+    return value * 2
+
 @called
 def of_two(array):
-    return shared(array) * 2
+    return doubled(shared(array))
 
 @kernel
 def first(array):
@@ -58,7 +62,7 @@ def fatal(array):
 
 def kernels():
     array, floats = np.zeros(1, np.int64), np.zeros(1)
-    return [(globals()[name], (array,)) for name in os.environ["LISTED"].split()] + [(first, (floats,))]
+    return [[(globals()[name], (array,))] for name in os.environ["LISTED"].split()] + [[(first, (floats,))]]
 '''
 COMPILE = """
 import sys
@@ -100,7 +104,7 @@ def test_what_processes_compile_together_is_whole_and_compiled_once(in_room):
     made, compiled = in_room(COMPILE, "first", "second")
     assert made.returncode == 0, made.stderr
     assert sorted(made.stdout.splitlines()) == ["0 3 first", "1 3 second", "2 3 first"]
-    assert compiled == ["float64", "int64"]      # `shared`, which both kernels need, once for each type
+    assert compiled == ["float64", "int64"]      # `shared`, which both call, once for each type
     used, compiled_then = in_room(USE)
     assert used.stdout.splitlines() == ["[6, 2, 6.0]", "[0, 0, 0, 0]"], used.stderr
     assert compiled_then == compiled
@@ -128,17 +132,17 @@ def test_rooms_take_turns(monkeypatch):
             self.kernels = lambda: list(names)
     for name, room in (("one", Room("a", "b", "c")), ("two", Room("x"))):
         monkeypatch.setitem(sys.modules, name, room)
-    assert kernels_of(["one", "two"]) == ["a", "x", "b", "c"]
+    assert groups_of(["one", "two"]) == ["a", "x", "b", "c"]
 
 
-def test_the_parts_that_are_compiled_ahead_are_those_that_the_kernels_are_made_of():
-    # with other types they would be compiled for nothing, and again
+def test_what_is_listed_has_an_entry_for_python_and_is_compiled_for_the_listed_types_alone():
+    # with other types it would be compiled for nothing, and again
     prepare_kernels()
-    parts = {function: arguments for function, arguments in kernels.kernels()
-             if function.targetoptions.get("no_cpython_wrapper")}
-    assert {matching.put_order, matching.cancel_order, core.apply_rare} <= set(parts)
-    for part in parts:
-        assert len(part._cache._cache_file._load_index()) == 1, part
+    listed = [function for function, _arguments in kernels.kernels()[0]]
+    assert {sequencer.serve, replay.replay_span, core.apply_one} <= set(listed)
+    for function in listed:
+        assert not function.targetoptions.get("no_cpython_wrapper"), function
+        assert len(function._cache._cache_file._load_index()) == 1, function
 
 
 def test_every_room_is_compiled():

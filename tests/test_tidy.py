@@ -118,8 +118,8 @@ def test_the_core_imports_no_clock_and_no_input_or_output(module):
             assert called not in FORBIDDEN_CALLS, f"{module} line {node.lineno} calls {called}"
 
 
-def test_every_function_is_compiled_in_one_of_our_ways():
-    # kept on disk, without counting references, and with an entry for Python only where Python calls: shm/kernel.py
+def test_every_function_is_compiled_in_one_of_four_ways():
+    # without counting references, and kept on disk with an entry for Python only where Python calls: shm/kernel.py
     found = 0
     for path in sources(*PACKAGES):
         if path != path_of("shm.kernel"):
