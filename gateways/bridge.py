@@ -37,6 +37,7 @@ from shm import doorbell
 from shm.clock import make_scratch
 from shm.configuration import reply_slots_needed
 from shm.gateway_rings import is_answered, release_replies, reply_tail, want_room
+from shm.log import say
 from shm.process import HEARTBEAT_SECONDS
 from shm.records import COMMAND
 from shm.segments import CounterWord, JournalWord, Role
@@ -195,7 +196,10 @@ class Bridge:
         if not self._matcher_is_silent():
             return False
         heartbeat_ns = int(self._matcher[CounterWord.HEARTBEAT_NS])
-        started_ns = _started_ns(int(self._matcher[CounterWord.PID]))
+        try:
+            started_ns = _started_ns(int(self._matcher[CounterWord.PID]))
+        except OSError:        # this process can open no file: nobody knows
+            return False
         return started_ns is None or started_ns > heartbeat_ns  # by now another process may have its number
 
     def _refusal_of_writes(self):
@@ -368,6 +372,10 @@ class Bridge:
                     break
                 call["state"] = GIVEN_UP
                 self._front.give_up(int(call["connection"]), int(call["id"]), ServiceTimeout(self.timeout_ms))
+
+    def say(self, words):
+        """A line of this process's log."""
+        say(self._process.name, words)
 
     def defect(self, words, problem):
         """End this process: an exception that nobody expects."""

@@ -115,7 +115,7 @@ def make_intake(arena_bytes, pieces_max):
                   command.view(np.uint8), command.view(np.uint64))
 
 
-@called
+@kernel
 def receive(sockets, intake, ready, count, used, now_ns):
     """Read the connections among the first `ready` events, as far as the arena goes: the bytes of each are a piece,
     behind `count` pieces and `used` bytes. Returns (how many pieces there are then, how many of them begin with room
@@ -224,9 +224,11 @@ def read_head(text, begin, end, marks):
         if is_header(text, name, name_end, _CONTENT_LENGTH):
             if length >= 0 or not 0 < value_end - value <= LENGTH_DIGITS_MAX:
                 return -ODD
-            length = read_decimal(text, value, value_end, int64(0))
-            if length == UNREADABLE:
-                return -ODD
+            length = int64(0)
+            for digit in range(value, value_end):
+                if not ZERO <= text[digit] <= NINE:
+                    return -ODD
+                length = length * 10 + int64(text[digit]) - ZERO
         elif is_header(text, name, name_end, _CONNECTION):
             if not is_header(text, value, value_end, _KEEP_ALIVE):
                 return -ODD

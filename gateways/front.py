@@ -6,12 +6,12 @@ Tornado's server. A connection's answers keep the order of its requests: nothing
 before it goes another way.
 """
 import asyncio
+import errno
 import select
 import socket
 import time
 
 import numpy as np
-from tornado.netutil import add_accept_handler
 
 from gateways.bridge import ROOM_WAIT_SECONDS
 from gateways.connection import (
@@ -37,6 +37,10 @@ UNSENT_BYTES_MAX = 2**27       # of all connections; beyond, a client that does 
 ROOM_RETRIES_MAX = 64          # connections that look for room again in one turn
 LAST_WORD_SECONDS = 1.0        # after the last answer, what still comes is read away: a reset could overtake it
 LAST_READ_BYTES = 65_536
+ACCEPTS_MAX = 128              # of one tick of the event loop
+NO_MORE_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+ACCEPT_PAUSE_SECONDS = 0.1     # without files for more connections
+PAUSE_TOLD_NS = 60 * 10**9     # it is told so often at most
 STOP_LOOK_SECONDS = 0.005
 
 
@@ -59,7 +63,8 @@ class Front:
         self._turn_ns = 0      # when this turn began, or one shortly before
         self._unsent_bytes = 0
         self._tasks = set()
-        self._listeners = []   # (socket, function that stops accepting)
+        self._listeners = []
+        self._pause_told_ns = -PAUSE_TOLD_NS
         self._is_stopping = False
         self._clock, self._head_date = Clock(), ""
         bridge.join(self, settings.body_bytes_max, settings.in_flight_max)
@@ -67,10 +72,38 @@ class Front:
     # Connections.
 
     def listen(self, listener):
-        """Accept whoever connects to this socket."""
-        self._listeners.append((listener, add_accept_handler(listener, self._accept)))
+        """Accept whoever connects to this socket, a non-blocking one."""
+        self._listeners.append(listener)
+        self._loop.add_reader(listener, self._accept_some, listener)
 
-    def _accept(self, connected, _address):
+    def _accept_some(self, listener):
+        """Take those who have connected; where there is no file for one more, look again a little later."""
+        for _ in range(ACCEPTS_MAX):
+            try:
+                connected, _address = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as problem:  # else that client is gone
+                if problem.errno in NO_MORE_FILES:
+                    self._pause_accepting(listener, problem)
+                    return
+            else:
+                self._accept(connected)
+
+    def _pause_accepting(self, listener, problem):
+        self._loop.remove_reader(listener)
+        self._loop.call_later(ACCEPT_PAUSE_SECONDS, self._go_on_accepting, listener)
+        now_ns = time.monotonic_ns()
+        if now_ns - self._pause_told_ns >= PAUSE_TOLD_NS:
+            self._pause_told_ns = now_ns
+            self._bridge.say(f"accepts no more clients for now: {problem.strerror}, with {len(self._connections)}"
+                             f" connections; those wait (ulimit -n, LimitNOFILE, fs.file-max)")
+
+    def _go_on_accepting(self, listener):
+        if not self._is_stopping:
+            self._loop.add_reader(listener, self._accept_some, listener)
+
+    def _accept(self, connected):
         connected.setblocking(False)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = Connection(connected)
@@ -83,6 +116,8 @@ class Front:
         self._epoll.register(connection.file, select.EPOLLIN)
         if len(self._connections) + self._plain_server.connections > self._settings.connections_max:
             self._write(connection, self._answers.too_many_connections(self._settings.connections_max))
+            if not connection.held & IS_GONE:
+                self._read_away(connection)  # what it has asked: else the close would be a reset
             self._close(connection)
 
     def _hold(self, connection, reason):
@@ -126,9 +161,9 @@ class Front:
             del self._connections[file]
             connection.socket.close()
 
-    def sweep(self):
-        """End connections whose client has been silent or deaf for too long. To be called now and then."""
-        now_ns = time.monotonic_ns()
+    def sweep(self, now_ns):
+        """End connections whose client has been silent or deaf for too long. To be called now and then, with the
+        monotonic clock."""
         for connection in list(self._connections.values()):
             file = connection.file
             if connection.is_overdue(now_ns, int(self.sockets.heard_ns[file]), self.sockets.in_flight[file] > 0):
@@ -137,8 +172,8 @@ class Front:
     async def stop(self, seconds):
         """Accept nobody, answer what is on its way, at most so long; then hang up on everybody."""
         self._is_stopping = True
-        for listener, stop_accepting in self._listeners:
-            stop_accepting()
+        for listener in self._listeners:
+            self._loop.remove_reader(listener)
             listener.close()
         end = time.monotonic() + seconds
         while (self.sockets.in_flight.any() or self._tasks or self._with_kept or self._unsent_bytes) \
@@ -203,6 +238,8 @@ class Front:
                         connection.room_ns = None
                     self._leave(connection, outcome, self._arena[at:end], self._arena[body_begin:body_end], begun_ns)
         for connection in self._retaken:
+            if not connection.held & WAITS_FOR_ROOM:
+                connection.room_ns = None
             if not connection.held & IS_GONE:
                 self._settle(connection)
 

@@ -5,6 +5,7 @@ import errno
 import resource
 import signal
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -46,7 +47,7 @@ async def serve(process, bridge, answers, catalog, settings):
     bridge.attach(loop)
     plain_server = PlainServer(answers, settings.http.body_bytes_max, Pages(bridge))
     front = Front(bridge, answers, plain_server, catalog, settings.http)
-    heart = asyncio.ensure_future(_beat(process, front))
+    heart = asyncio.ensure_future(_beat(process, (front, plain_server)))
     await _learn_catalog(process, answers)
     if process.stopping:
         return
@@ -63,13 +64,14 @@ async def serve(process, bridge, answers, catalog, settings):
     heart.cancel()
 
 
-async def _beat(process, front):
+async def _beat(process, servers):
     beats = 0
     while True:
         process.beat()
         beats += 1
         if beats % SWEEP_BEATS == 0:
-            front.sweep()
+            for server in servers:
+                server.sweep(time.monotonic_ns())
         await asyncio.sleep(HEARTBEAT_SECONDS)
 
 
@@ -117,6 +119,9 @@ def main(argv=None):
 
     process = Process(name, Role.GATEWAY + options.index, options.data, settings.rings)
     files = allow_files(settings.http.connections_max + OTHER_FILES)
+    if files <= OTHER_FILES:
+        sys.exit(f"{name}: the system's limit of open files is {files}, and {OTHER_FILES} are for the gateway itself:"
+                 " raise it (ulimit -Hn, or LimitNOFILE of the service)")
     if files < settings.http.connections_max + OTHER_FILES:
         settings = replace(settings, http=replace(settings.http, connections_max=files - OTHER_FILES))
         say(name, f"takes {files - OTHER_FILES} connections instead of http.connections_max: the system's limit of open"

@@ -22,6 +22,7 @@ def kernels():
                        make_scratch(), number, number, False)),
     ]
     small = [
+        (fast_request.receive, (open_files, intake, number, number, number, number)),
         (lane.append_call, (road, np.frombuffer(bytes(8), np.uint64), number, number)),
         (facts.hash_of, (known.markets["name"][0], number, number)),
         (gateway_rings.is_answered, (command_words, number)),

@@ -5,6 +5,7 @@ Any path, POST only, but for the pages; a connection's requests are answered in 
 in answers.py: this module only carries bodies and answers.
 """
 import asyncio
+import time
 
 from tornado.httpserver import HTTPServer
 from tornado.httputil import (
@@ -17,11 +18,13 @@ from tornado.httputil import (
 from tornado.iostream import IOStream
 
 from gateways import pages
+from gateways.connection import MESSAGE_NS_MAX, UNSENT_NS_MAX
 from gateways.http_message import CONTENT_TYPE, Clock
 
 HEADER_BYTES_MAX = 80 * 1024
 IDLE_SECONDS_MAX = 3600        # of a kept connection
 BODY_SECONDS_MAX = 60          # for a body to come
+UNSENT_BYTES_MAX = 2**26       # of all connections; beyond, a client that does not take its answers is cut off
 READ_AWAY_FACTOR = 16          # times body_bytes_max of a body too large are read, so that its sender hears why
 LAST_WRITE_SECONDS_MAX = 5.0   # for a client to take its last answer
 LENGTH_DIGITS_MAX = 20         # of a Content-Length; Tornado hangs up on a longer one
@@ -34,7 +37,8 @@ class PlainServer(HTTPServerConnectionDelegate):
         """`pages`: a Pages."""
         self.answers, self.body_bytes_max, self.pages = answers, body_bytes_max, pages
         self.stopping = False
-        self.connections = 0   # open ones
+        self.unsent_bytes = 0
+        self._streams = set()
         self._tasks = set()
         self._clock = Clock()
         self._tornado = HTTPServer(
@@ -43,13 +47,27 @@ class PlainServer(HTTPServerConnectionDelegate):
 
     def serve(self, connected, received):
         """Take over a connected socket from which these bytes have been read."""
-        self.connections += 1
-        self._tornado.handle_stream(_ReceivedStream(connected, received), None)  # its address may be gone
+        stream = _ReceivedStream(connected, received, self)
+        self._streams.add(stream)
+        self._tornado.handle_stream(stream, None)  # its address may be gone
 
-    def on_close(self, _server_connection):
-        self.connections -= 1
+    def forget(self, stream):
+        """It is closed. Tornado's server tells its delegate of no end."""
+        self._streams.discard(stream)
+
+    @property
+    def connections(self):
+        """How many are open."""
+        return len(self._streams)
+
+    def sweep(self, now_ns):
+        """End connections whose client lets a head or its answers wait for too long: what Tornado does not see to."""
+        for stream in list(self._streams):
+            if stream.is_overdue(now_ns):
+                stream.close()
 
     def start_request(self, server_connection, connection):
+        server_connection.stream.await_head()
         return _Message(self, server_connection, connection)
 
     def start(self, work):
@@ -82,19 +100,71 @@ class PlainServer(HTTPServerConnectionDelegate):
 
 
 class _ReceivedStream(IOStream):
-    """A stream some of whose bytes have been received before."""
+    """A stream some of whose bytes have been received before, and that knows how long its client has been slow."""
 
-    def __init__(self, connected, received):
+    def __init__(self, connected, received, server):
         super().__init__(connected)
+        self._server = server
         self._received = memoryview(received)
+        self._awaits_head = self._is_answering = False
+        self._head_ns = None   # since when the beginning of a head has been here, and nothing else is to be done
+        self._unsent_bytes = 0
+        self._taken_ns = 0     # when the client took something of its answers last
+
+    def is_overdue(self, now_ns):
+        if self.writing():
+            return now_ns - self._taken_ns > UNSENT_NS_MAX
+        return self._awaits_head and self._head_ns is not None and now_ns - self._head_ns > MESSAGE_NS_MAX
+
+    def await_head(self):
+        """What comes, and what has come since the last message was whole, is the head of a message."""
+        self._awaits_head, self._is_answering = True, False
+        if self._head_ns is not None:
+            self._head_ns = time.monotonic_ns()
+
+    def has_head(self):
+        self._awaits_head, self._head_ns = False, None
+
+    def has_message(self):
+        self._is_answering = True
+
+    def close_fd(self):
+        super().close_fd()
+        self._count(-self._unsent_bytes)
+        self._server.forget(self)
 
     def read_from_fd(self, buf):
-        if not self._received:
-            return super().read_from_fd(buf)
-        count = min(len(buf), len(self._received))
-        buf[:count] = self._received[:count]
-        self._received = self._received[count:]
+        if self._received:
+            count = min(len(buf), len(self._received))
+            buf[:count] = self._received[:count]
+            self._received = self._received[count:]
+        else:
+            count = super().read_from_fd(buf)
+        if count and self._head_ns is None and (self._awaits_head or self._is_answering):
+            self._head_ns = time.monotonic_ns()
         return count
+
+    def write(self, data):
+        if not self.writing():
+            self._taken_ns = time.monotonic_ns()
+        written = super().write(data)
+        if not self.closed():
+            self._count(len(data))
+            if self._server.unsent_bytes > UNSENT_BYTES_MAX and self.writing():
+                self.close()
+        return written
+
+    def write_to_fd(self, data):
+        size = super().write_to_fd(data)
+        if size:
+            self._count(-size)
+            self._taken_ns = time.monotonic_ns()
+        return size
+
+    def _count(self, unsent_bytes):
+        """So many more bytes are unsent."""
+        self._unsent_bytes += unsent_bytes
+        self._server.unsent_bytes += unsent_bytes
 
 
 class _Message(HTTPMessageDelegate):
@@ -107,6 +177,7 @@ class _Message(HTTPMessageDelegate):
         self._chunks, self._body_bytes = [], 0
 
     def headers_received(self, start_line, headers):
+        self._server_connection.stream.has_head()
         path = start_line.path.partition("?")[0]
         if start_line.method in pages.METHODS and path in self._server.pages:
             self._page = self._server.pages.application.start_request(self._server_connection, self._connection)
@@ -125,6 +196,7 @@ class _Message(HTTPMessageDelegate):
             self._refuse_far_too_large(self._body_bytes)
 
     def finish(self):
+        self._server_connection.stream.has_message()
         if self._page is not None:
             self._page.finish()
         elif not self._is_answered:

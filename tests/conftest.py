@@ -26,7 +26,7 @@ def pytest_addoption(parser):
     parser.addoption("--ring-kills", type=int, default=100, metavar="N",
                      help="kills of a ring's producer in mid-batch (a full run: 3000)")
     parser.addoption("--fuzz-inputs", type=int, default=30_000, metavar="N",
-                     help="bodies that the fast and the plain path are compared on (a full run: 1000000)")
+                     help="bodies, and streams, that the fast and the plain path are compared on (a full run: 1000000)")
     parser.addoption("--fuzz-seed", type=int, default=1, metavar="SEED", help="where their randomness begins")
 
 

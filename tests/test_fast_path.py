@@ -3,7 +3,9 @@ and whatever it prints, it prints to the byte. It may take as little as it likes
 """
 import json
 import random
+import socket
 import time
+from contextlib import suppress
 from decimal import Decimal
 
 import numpy as np
@@ -11,18 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateways import fast_text
+from gateways import facts, fast_text
 from gateways.answers import Answers
 from gateways.arguments import InvalidArgument
 from gateways.catalog import Catalog
 from gateways.envelope import MalformedRequest, decode_request
 from gateways.fast_answer import ANSWER, QUESTION, answer_bytes_max, drain, make_outbox
-from gateways.fast_request import ODD, PLAIN, TAKEN, UNFINISHED, make_intake, take
+from gateways.fast_request import ODD, PLAIN, REQUEST_BYTES_MAX, TAKEN, UNFINISHED, make_intake, receive, take
 from gateways.http_message import Clock, encode_answer, encode_head
 from gateways.lane import TAIL, make_lane
 from gateways.messages import Reply
 from gateways.protocol import Refused, find_method
-from gateways.sockets import BLOCKED, make_sockets
+from gateways.sockets import BLOCKED, CONNECTED, READ_BYTES, make_sockets
 from shm import configuration, segments
 from shm.configuration import reply_slots_needed
 from shm.decimals import fmt, parse
@@ -31,6 +33,7 @@ from shm.kernel import kernel
 from shm.records import COMMAND
 from shm.segments import CommandWord
 from tests.gateway_world import Pipeline, Rings
+from tests.plain_messages import check_reading
 from tests.test_protocol import CONFIG, REPORTS
 
 CONNECTION = 3
@@ -47,15 +50,15 @@ MARKETS = [market.name for market in SETTINGS.markets]
 class Paths:
     """Both paths over one core."""
 
-    def __init__(self, directory):
-        self.rings = Rings(directory, SETTINGS, command_slots=64, reply_slots=512)
+    def __init__(self, directory, settings=SETTINGS):
+        self.rings = Rings(directory, settings, command_slots=64, reply_slots=512)
         self.pipeline = Pipeline(self.rings)
-        self.catalog = Catalog(SETTINGS.limits)
+        self.catalog = Catalog(settings.limits)
         self.answers = Answers(None, self.catalog, REPORTS.append)
         self.lane, self.sockets = make_lane(self.rings.memory, 0), make_sockets(CONNECTION + 1, -1)
         self.sockets.marks[CONNECTION] = BLOCKED  # nothing is sent
         self.intake = make_intake(2**17, 4)
-        reply_slots_max = reply_slots_needed(SETTINGS.limits)
+        reply_slots_max = reply_slots_needed(settings.limits)
         self.outbox, self.room = make_outbox(reply_slots_max), answer_bytes_max(reply_slots_max)
         date = Clock().now()
         self.outbox.head[:] = np.frombuffer(encode_head(date), np.uint8)
@@ -78,14 +81,26 @@ class Paths:
     def message(self, body):
         return b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
 
-    def take(self, data):
+    def take(self, data, connection=CONNECTION):
         """What the fast path does with these bytes: (outcome, at)."""
         self.intake.arena[:len(data)] = np.frombuffer(data, np.uint8)
-        self.intake.pieces[0] = (CONNECTION, TAKEN, 0, len(data), 0, 0, 0, 0)
+        self.intake.pieces[0] = (connection, TAKEN, 0, len(data), 0, 0, 0, 0)
         take(self.lane, self.sockets, self.intake, self.catalog.facts, 1, BODY_BYTES_MAX, IN_FLIGHT_MAX, False,
              time.time_ns(), time.monotonic_ns())
         piece = self.intake.pieces[0]
         return int(piece["outcome"]), int(piece["at"])
+
+    def messages(self, data):
+        """What the fast path finds in a stream when none of it is for commands: (bodies, outcome, where it stops)."""
+        self.intake.arena[:len(data)] = np.frombuffer(data, np.uint8)
+        bodies, at = [], 0
+        while True:
+            self.intake.pieces[0] = (CONNECTION, TAKEN, at, len(data), at, 0, 0, 0)
+            take(self.lane, self.sockets, self.intake, self.catalog.facts, 1, BODY_BYTES_MAX, IN_FLIGHT_MAX, True, 0, 0)
+            _, outcome, _, _, at, body_begin, body_end, _ = self.intake.pieces[0].tolist()
+            if outcome != PLAIN:
+                return bodies, outcome, at
+            bodies.append(data[body_begin:body_end])
 
     def plain_command(self, body):
         """The command that the plain path makes of a body, or None."""
@@ -108,9 +123,12 @@ class Paths:
         self.taken += 1
         assert command is not None, f"taken, but the plain path refuses {body!r}"
         self.check_command(self.rings.memory.commands.slots[0][before % 64].view(COMMAND)[0], command, body)
-        self.rings.memory.commands.words[0, CommandWord.TAIL] = self.lane.own[TAIL]
+        self.publish()
         assert self.pipeline.answer() == 1
         self.check_answer(body)
+
+    def publish(self):
+        self.rings.memory.commands.words[0, CommandWord.TAIL] = self.lane.own[TAIL]
 
     def check_command(self, made, command, body):
         plain = self._record(command)
@@ -121,10 +139,12 @@ class Paths:
         call = self.lane.calls[(int(made["request_id"])) % len(self.lane.calls)]
         assert call["reply_slots_max"] == command.reply_slots_max, body
 
+    def drain(self):
+        return drain(self.lane, self.sockets, self.outbox, self.catalog.facts, self.room)
+
     def check_answer(self, body):
         message = self.pipeline.replica.reply_message()
-        count, left_over = drain(self.lane, self.sockets, self.outbox, self.catalog.facts, self.room)
-        assert (count, left_over) == (1, 1)
+        assert self.drain() == (1, 1)
         kind, connection, begin, middle, end, _number = self.outbox.deliveries[0].tolist()
         answer = self.answers.decide(body, message)
         assert connection == CONNECTION and self.sockets.in_flight[CONNECTION] == 0
@@ -270,13 +290,233 @@ def test_the_frequent_shapes_are_taken(paths, method, params, separators):
     assert paths.taken == taken + 2
 
 
+PLACES = (
+    '{"id": 1, "method": "order.put_limit", "params": [1, "BTCUSDT", 1, "0.5", "8000", "0", "0", "w%sb"]}',
+    '{"id": 1, "method": "order.put_limit", "params": [1, "BTCUSDT", 1, "0%s5", "8000", "0", "0", ""]}',
+    '{"id": 1, "method": "balance.query", "params": [1, "%s", "BTC"]}',
+    '{"id": 1,%s"method": "order.cancel", "params": [1, "BTCUSDT", 17]}',
+    '{"id": 1, "method": "order.cancel", "params": [1, "BTCUSDT", 17%s]}',
+    '{"id": 1, "method": "order.cancel", "params": [1, "BTCUSDT", 17]}%s',
+)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_byte_at_every_kind_of_place_is_understood_alike(paths, place):
+    before, after = place.encode().split(b"%s")
+    for byte in range(256):
+        paths.compare(before + bytes([byte]) + after)
+
+
+def test_a_name_is_neither_its_beginning_nor_something_longer(paths):
+    for name in (*ASSETS, *MARKETS):
+        for tried in (*(name[:end] for end in range(len(name))), *(name + more for more in "BTUX01"), name.lower()):
+            paths.compare(json.dumps({"id": 1, "method": "balance.query", "params": [1, tried]}).encode())
+            paths.compare(json.dumps({"id": 1, "method": "order.depth", "params": [tried, 1, "0"]}).encode())
+
+
+@kernel
+def find(rows, cells, text):
+    return facts.find(rows, cells, text, 0, len(text))
+
+
+def test_a_name_is_found_among_names_that_it_begins_with_and_that_begin_with_it():
+    # given cells so full that every search meets all the names
+    names = ("B", "BTC", "BTCX", "BTD", "ATC", "")
+    rows = np.zeros(len(names), facts.ASSET_FACTS)
+    for row, name in zip(rows, names):
+        row["name_bytes"] = len(name)
+        row["name"][:len(name)] = np.frombuffer(name.encode(), np.uint8)
+    cells = np.array([0, 1, 2, 3, 4, 5, 0, facts.UNKNOWN], np.int32)
+    for start in range(len(names)):
+        cells[:7] = np.roll(cells[:7], 1)
+        for text in (*names, "BT", "BTCXY", "BTCY", "TC", "btc", "B\0"):
+            found = find(rows, cells, np.frombuffer(text.encode() + b" ", np.uint8)[:len(text)])
+            assert found in (names.index(text) if text in names else facts.UNKNOWN, facts.UNKNOWN), (start, text)
+
+
+def test_a_connection_is_read_only_where_all_that_may_come_has_room_behind_what_came_before():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        sockets, intake = make_sockets(ours.fileno() + 1, -1), make_intake(READ_BYTES + 100, 4)
+        sockets.events[0]["file"] = ours.fileno()
+        theirs.send(b"abc")
+        assert receive(sockets, intake, 1, 0, 0, 5) == (0, 0), "it is no connection yet"
+        sockets.marks[ours.fileno()] = CONNECTED
+        for kept, used in ((101, 0), (60, 41), (0, 101)):
+            sockets.kept_bytes[ours.fileno()] = kept
+            assert receive(sockets, intake, 1, 0, used, 5) == (0, 0)
+        sockets.kept_bytes[ours.fileno()] = 60
+        assert receive(sockets, intake, 1, 0, 40, 5) == (1, 1)
+        connection, outcome, begin, end, at, *_ = intake.pieces[0].tolist()
+        assert (connection, outcome, begin, end, at) == (ours.fileno(), TAKEN, 40, 103, 40)
+        assert bytes(intake.arena[100:103]) == b"abc"
+        assert sockets.heard_ns[ours.fileno()] == 5
+
+
+def test_a_connection_that_does_not_take_its_answer_is_blocked_and_the_answer_is_python_s(paths, monkeypatch):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        file = ours.fileno()
+        monkeypatch.setattr(paths, "sockets", make_sockets(file + 1, -1))
+        message = paths.message(b'{"id": 1, "method": "balance.query", "params": [1, "BTC"]}')
+
+        def answered():
+            assert paths.take(message, file)[0] == TAKEN
+            paths.publish()
+            assert paths.pipeline.answer() == 1
+            return paths.drain(), int(paths.sockets.marks[file]) & BLOCKED
+        assert answered() == ((1, 0), 0)
+        answer = theirs.recv(10_000)
+        with suppress(BlockingIOError):
+            while True:
+                ours.send(b"x" * 4096)
+        assert answered() == ((1, 1), BLOCKED)
+        kind, connection, begin, _, end, _ = paths.outbox.deliveries[0].tolist()
+        assert (kind, connection, bytes(paths.outbox.out[begin:end])) == (ANSWER, file, answer)
+        theirs.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                theirs.recv(2**20)
+        assert answered() == ((1, 1), BLOCKED)  # until Python says otherwise
+
+
+def test_an_answer_is_printed_only_where_the_largest_has_room(paths, monkeypatch):
+    out = np.zeros(paths.room + 10, np.uint8)
+    monkeypatch.setattr(paths, "outbox", paths.outbox._replace(out=out, out_address=np.array([out.ctypes.data])))
+    assert paths.take(2 * paths.message(b'{"id": 1, "method": "balance.query", "params": [1, "BTC"]}'))[0] == TAKEN
+    paths.publish()
+    assert paths.pipeline.answer() == 2
+    for _ in range(2):
+        assert paths.drain() == (1, 1)
+        _, _, begin, _, end, _ = paths.outbox.deliveries[0].tolist()
+        assert bytes(out[begin:end]).count(b"HTTP/1.1 200 OK") == 1
+    assert paths.drain() == (0, 0)
+
+
+def test_answers_that_follow_each_other_are_one_delivery_only_where_they_are_one_connection_s(paths):
+    other = CONNECTION - 1
+    paths.sockets.marks[other] = BLOCKED
+    message = paths.message(b'{"id": 1, "method": "balance.query", "params": [1, "BTC"]}')
+    for connection in (CONNECTION, CONNECTION, other, CONNECTION):
+        assert paths.take(message, connection)[0] == TAKEN
+    paths.publish()
+    assert paths.pipeline.answer() == 4
+    assert paths.drain() == (3, 3)
+    assert paths.outbox.deliveries["connection"][:3].tolist() == [CONNECTION, other, CONNECTION]
+
+
+def test_an_asset_that_the_gateway_has_yet_to_learn_of_is_not_printed(paths):
+    paths.catalog.facts.counts[facts.ASSETS] -= 1
+    try:
+        assert paths.take(paths.message(b'{"id": 1, "method": "balance.query", "params": [1]}'))[0] == TAKEN
+        paths.publish()
+        assert paths.pipeline.answer() == 1
+        assert paths.drain() == (1, 1)
+    finally:
+        paths.catalog.facts.counts[facts.ASSETS] += 1
+    _, _, begin, _, end, _ = paths.outbox.deliveries[0].tolist()
+    document = json.loads(bytes(paths.outbox.out[begin:end]).partition(b"\r\n\r\n")[2])
+    assert list(document["result"]) == ASSETS[:-1]
+
+
+def test_ids_that_need_two_bytes_are_taken_too(tmp_path):
+    assets = [*CONFIG["assets"], *({"name": f"A{index}", "prec_save": 20, "prec_show": 8} for index in range(300))]
+    paths = Paths(tmp_path, configuration.from_recording({**CONFIG, "assets": assets}, limits={
+        "orders_max": 20_000, "levels_max": 20_000, "balances_max": 2_000, "assets_max": 512, "markets_max": 32}))
+    try:
+        for names in (["A255"], ["A299", "BTC"], ["BTC", "A290", "A34"], []):
+            paths.compare(json.dumps({"id": 1, "method": "balance.query", "params": [1, *names]}).encode())
+        assert paths.taken == 4
+    finally:
+        paths.close()
+
+
+def test_a_message_too_long_to_be_read_in_pieces_is_the_plain_server_s(paths):
+    head = b"POST / HTTP/1.1\r\nX: "
+    assert paths.take(head + b"x" * (REQUEST_BYTES_MAX - 1 - len(head))) == (UNFINISHED, 0)
+    assert paths.take(head + b"x" * (REQUEST_BYTES_MAX - len(head)))[0] == ODD
+    head = b"POST / HTTP/1.1\r\nX: %s\r\nContent-Length: 9000\r\n\r\n"
+    padding = REQUEST_BYTES_MAX - 9000 - len(head % b"")
+    assert paths.take(head % (b"x" * padding)) == (UNFINISHED, 0)
+    assert paths.take(head % (b"x" * (padding + 1)))[0] == ODD
+
+
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n"
+HEADERS = (b"Host: x", b"Accept: */*", b"content-type: application/json", b"Connection: keep-alive",
+           b"X_y-1: \t a\tb \t", b"User-Agent: a;b=\"c\"")
+ODD_HEADERS = (b"Connection: close", b"Connection: keep-alive, close", b"Transfer-Encoding: chunked",
+               b"Transfer-Encoding : chunked", b"transfer-encoding: gzip, chunked", b"Expect: 100-continue",
+               b"Upgrade: h2c", b"Content-Length: 3", b"Content-Length: 99999999", b"Content-Length: +4",
+               b"Content-Length: 4, 4", b"Content-Length: 4.0", b"Content-Length:", b"Content-Length : 4", b" folded",
+               b"\tfolded", b"X", b": x", b"X: \x00", b"X: \xe4", b"X\xe4: y", b"X: a\rb", b"X: a\nContent-Length: 7",
+               b"", b"X\t: y", b"(: y")
+HEAD_PIECES = (b"\r", b"\n", b"\r\n", b"\r\n\r\n", b" ", b":", b"\0", b"\t", b"\xff", b"X", b"GET", b"HTTP/1.0", b"9",
+               b"0", b"-", b"POST / HTTP/1.1\r\n")
+
+
+def message(rng):
+    """One HTTP message, mostly a frequent one."""
+    body = document(rng, *call(rng))
+    headers = [rng.choice(HEADERS) for _ in range(rng.choice([0, 1, 1, 3]))]
+    if rng.random() < 0.25:
+        headers.append(rng.choice(ODD_HEADERS))
+    length = len(body) if rng.random() < 0.95 else rng.choice([0, 1, len(body) - 1, len(body) + 1])
+    if rng.random() < 0.95:
+        name = rng.choice([b"Content-Length: ", b"content-length:", b"CONTENT-LENGTH: \t", b"Content-Length: 00"])
+        headers.append(name + b"%d" % length)
+    if rng.random() < 0.1:             # chunked, with or without saying so, and with a length or without
+        body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    rng.shuffle(headers)
+    line = pick(rng, [b"POST / HTTP/1.1"], b"POST /a?b=%00 HTTP/1.1", b"GET / HTTP/1.1", b"post / HTTP/1.1",
+                b"POST / HTTP/1.0", b"POST  / HTTP/1.1", b"POST / HTTP/1.1 ", b"POST /\x7f HTTP/1.1", b"POST  HTTP/1.1",
+                b"\r\nPOST / HTTP/1.1", b"")
+    return b"\r\n".join([line, *headers, b"", body])
+
+
+def stream(rng):
+    """Some messages on one connection, whole or cut off, a few bytes of their heads changed."""
+    text = b""
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        each = message(rng)
+        if rng.random() < 0.2:
+            at = rng.randrange(each.find(b"\r\n\r\n") + 5)
+            each = each[:at] + rng.choice(HEAD_PIECES) + each[at + rng.choice([0, 1, 1, 4]):]
+        text += each
+    return text if rng.random() < 0.8 else text[:rng.randrange(len(text))]
+
+
+def test_both_paths_find_the_same_messages_in_every_stream(paths, request):
+    """However it is cut: what is not whole is waited for, and what is odd is left alone."""
+    inputs, seed = request.config.getoption("--fuzz-inputs"), request.config.getoption("--fuzz-seed")
+    rng = random.Random(seed)
+    found = whole = 0
+    for number in range(inputs):
+        text = stream(rng)
+        cut = rng.randrange(len(text) + 1)
+        try:
+            bodies, outcome, _ = paths.messages(text)
+            check_reading(text, bodies, outcome == UNFINISHED)
+            before, outcome_before, kept_at = paths.messages(text[:cut])
+            if outcome_before == ODD:
+                assert (before, ODD) == (bodies, outcome)
+            else:
+                behind, outcome_behind, _ = paths.messages(text[kept_at:])
+                assert (before + behind, outcome_behind) == (bodies, outcome)
+        except AssertionError:
+            print(f"--fuzz-seed {seed}, input {number}: {text!r} cut at {cut}")
+            raise
+        found += len(bodies)
+        whole += outcome == TAKEN
+    print(f"{inputs} streams, {found} messages in them found, {whole} streams read to their end")
+    assert found > inputs / 2 and whole > inputs / 5
 
 
 @pytest.mark.parametrize("head, outcome", [
     (HEAD, PLAIN),
     (HEAD.replace(b"Host: x", b"content-type: \t a;b=\"c\" \t\r\nConnection: Keep-Alive"), PLAIN),
     (HEAD.replace(b"Content-Length: 4", b"cOnTeNt-LeNgTh:4 "), PLAIN),
+    (HEAD.replace(b": 4", b": 0000004"), PLAIN),
     (HEAD.replace(b"POST /", b"POST /any/path?x=%00"), PLAIN),
     (HEAD.replace(b"POST", b"PUT"), ODD),
     (HEAD.replace(b"POST", b"post"), ODD),
@@ -299,6 +539,11 @@ HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n"
     (HEAD.replace(b"Host: x\r\n", b"Host: x\n"), ODD),
     (HEAD.replace(b": 4", b": +4"), ODD),
     (HEAD.replace(b": 4", b": 4,4"), ODD),
+    (HEAD.replace(b": 4", b": 4."), ODD),
+    (HEAD.replace(b": 4", b": 4.0"), ODD),
+    (HEAD.replace(b": 4", b": %d" % BODY_BYTES_MAX), UNFINISHED),
+    (HEAD.replace(b": 4", b": %d" % (BODY_BYTES_MAX + 1)), ODD),
+    (HEAD.replace(b"POST / ", b"POST "), ODD),
     (HEAD.replace(b": 4", b": 0x4"), ODD),
     (HEAD.replace(b": 4", b": 0"), ODD),
     (HEAD.replace(b": 4", b":"), ODD),

@@ -34,21 +34,25 @@ def compiled():
 class Exchange:
     """Journaler, matcher and gateways of one data directory, without a supervisor: who dies stays dead."""
 
-    def __init__(self, data, config=CONFIG, **http):
+    def __init__(self, data, config=CONFIG, files=None, **http):
+        """`files`: the most that a gateway may have open; None: what this process may have."""
         self.data, self.config_file = Path(data), Path(data) / "exchange.toml"
         self.settings = configuration.from_recording(config, http={"port": free_port(), **http}, cache={
             "directory": str(KERNELS)}, limits={"orders_max": 20_000, "levels_max": 20_000, "balances_max": 2_000})
         self.data.mkdir(exist_ok=True)
         configuration.write(self.settings, self.config_file)
-        self.running = {}
+        self.running, self._files = {}, files
 
     def start(self, name, *arguments):
         kind, _, index = name.partition("-")
         if index:
             arguments = ("--index", index, *arguments)
+        limit = ["sh", "-c", f'ulimit -n {self._files}; exec "$@"', "sh"] \
+            if kind == "gateway" and self._files else []
         with open(self.data / f"{name}.out", "a", encoding="utf-8") as output:
             self.running[name] = subprocess.Popen(
-                [sys.executable, "-m", MODULES[kind], "--config", self.config_file, "--data", self.data, *arguments],
+                [*limit, sys.executable, "-m", MODULES[kind], "--config", self.config_file, "--data", self.data,
+                 *arguments],
                 cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
         return self.running[name]
 
