@@ -34,7 +34,7 @@ from pipeline.sequencer import (
     serve,
     stamp_time,
 )
-from pipeline.state import ASSETS, DEFECT, EVENT_POSITION, MARKETS, OUTPUT_DIGEST, SEQUENCE, TIME_NS
+from pipeline.state import ASSETS, DEFECT, EVENT_POSITION, MARKETS, OUTPUT_DIGEST, SEQUENCE, TIME_NS, populate
 from shm import doorbell
 from shm.clock import make_scratch
 from shm.fatal_log import fatal
@@ -85,6 +85,7 @@ class Matcher:
         self._wait(lambda: journal_word(words, int(JournalWord.OPENED)) == 1)
         self._wait_for_room(len(self.memory.journal.slots[0]))
         self._rebuild()
+        populate(self.state)
         self._seed()
 
     def _wait(self, condition):

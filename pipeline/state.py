@@ -180,6 +180,16 @@ def allocate(limits):
     )
 
 
+def populate(state):
+    """Touch every page of the hash tables, and where the pools begin. Else the first orders of a fresh state would, two
+    megabytes a fault: they waited 80 ms."""
+    tables = (state.balances, state.order_index, state.user_lists)
+    pools = (state.orders, state.levels, state.nodes, state.node_keys, state.node_children, state.keys)
+    for array, size in [*((table, table.nbytes) for table in tables), *((pool, HUGE_PAGE_BYTES) for pool in pools)]:
+        pages = array.reshape(-1).view(np.uint8)[:size:mmap.PAGESIZE]
+        np.bitwise_or(pages, 0, out=pages)
+
+
 def capacity(state):
     """The LIMITS that this state has room for."""
     limits = np.zeros((), LIMITS)
