@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from gateways.fast_answer import ANSWER, QUESTION, REPLY, TOLD, answer_bytes_max, make_outbox
-from gateways.fast_request import make_intake
+from gateways.intake import make_intake
 from gateways.lane import (
     FULL,
     GIVEN_UP,
@@ -104,7 +104,7 @@ class Bridge:
         self._command_slots = memory.commands.shape.capacity
         self._reply_slots = memory.replies.shape.capacity
         bells = process.data / "run"
-        self._bell = doorbell.open_bell(bells, process.name)
+        self._bell = doorbell.open_gateway_bell(bells, index)
         self._matcher_bell = doorbell.open_bell(bells, "matcher")
         self._catalog, self._facts = catalog, catalog.facts
         reply_slots_max = reply_slots_needed(catalog.limits)
@@ -371,7 +371,8 @@ class Bridge:
                 if call["asked_ns"] > late_ns:
                     break
                 call["state"] = GIVEN_UP
-                self._front.give_up(int(call["connection"]), int(call["id"]), ServiceTimeout(self.timeout_ms))
+                self._front.give_up(int(call["connection"]), int(call["id"]), int(call["shape"]),
+                                    ServiceTimeout(self.timeout_ms))
 
     def say(self, words):
         """A line of this process's log."""
@@ -412,8 +413,8 @@ class NoFront:
     def decide(self, connection, message, request):
         """A reply that compiled code does not print, and the request that it answers."""
 
-    def give_up(self, connection, request_id, timeout):
-        """A call of the connection has no reply in time (`timeout`: a ServiceTimeout)."""
+    def give_up(self, connection, request_id, shape, timeout):
+        """A call of the connection, whose answer has this shape, has no reply in time (`timeout`: a ServiceTimeout)."""
 
     def see_version(self, catalog_version):
         """The catalog's version by the last reply."""

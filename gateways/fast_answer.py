@@ -1,4 +1,5 @@
-"""Answers to the calls of fast_request.py, in compiled code: from reply messages to the bytes of HTTP answers.
+"""Answers to the calls of fast_request.py, in compiled code: from reply messages to the bytes of HTTP answers; those of
+binary requests are binary_answer.py's.
 
 What protocol.py would print is printed here. A refusal, or a value beyond what fast_text.py prints, is left to the
 plain way, which is given the request and the reply; so is every reply to a call that Python made.
@@ -9,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import int64, uint64
 
+from gateways.binary_answer import put_record
+from gateways.binary_protocol import BALANCE_REPLY, ORDER_REPLY
 from gateways.facts import ASSETS, MARKETS
 from gateways.fast_request import (
     BALANCE_ANSWER,
@@ -37,6 +40,7 @@ from gateways.lane import (
     GIVEN_UP,
     NOBODY,
     OLDEST,
+    RECORD_ANSWER,
     REPLY_HEAD,
     ROW,
     oldest_call,
@@ -128,6 +132,9 @@ class Outbox(NamedTuple):
     decimals: np.ndarray       # int64: that it is held with
     minus: np.ndarray          # int64: whether a minus sign is printed before it
     head: np.ndarray           # uint8: of an answer, up to its length
+    record: np.ndarray         # ORDER_REPLY (1): the binary answer being made, or ...
+    balance_record: np.ndarray  # BALANCE_REPLY (1)
+    record_words: np.ndarray   # uint64: the same
     out: np.ndarray            # uint8
     out_address: np.ndarray    # int64 (1)
     deliveries: np.ndarray     # DELIVERY
@@ -138,6 +145,7 @@ def make_outbox(reply_slots_max):
     message = np.zeros(reply_slots_max * SLOT_BYTES // 8, np.uint64)
     rows = message[HEADER_WORDS:]
     out = np.zeros(max(OUT_BYTES_MIN, 2 * answer_bytes_max(reply_slots_max)), np.uint8)
+    record = np.zeros(1, ORDER_REPLY)
 
     def as_rows(dtype):
         return rows[:len(rows) * 8 // dtype.itemsize * dtype.itemsize // 8].view(dtype)
@@ -155,6 +163,9 @@ def make_outbox(reply_slots_max):
         decimals=np.zeros(len(_ORDER_VALUES), np.int64),
         minus=np.zeros(len(_ORDER_VALUES), np.int64),
         head=np.frombuffer(HEAD, np.uint8).copy(),
+        record=record,
+        balance_record=record.view(BALANCE_REPLY),
+        record_words=record.view(np.uint64),
         out=out,
         out_address=np.array([out.ctypes.data]),
         deliveries=np.zeros(DELIVERIES_MAX, DELIVERY))
@@ -351,6 +362,10 @@ def deliver(lane, box, facts, call, number, at, count):
     delivery.connection = call.connection
     delivery.number = number
     delivery.begin = at
+    if call.connection != NOBODY and call.shape >= RECORD_ANSWER:
+        delivery.kind = ANSWER
+        delivery.end = put_record(box, at, call)
+        return delivery.end
     if call.connection != NOBODY and box.header[0].result == OK:
         end = put_answer(box, facts, at, call)
         if end != 0:

@@ -4,12 +4,10 @@ Every shape taken here is one that the plain way takes too, with the same comman
 it differs, it is left to the plain way: an unusual HTTP message is ODD, an unusual body PLAIN. So this module may be
 narrow, and never decides that a request is wrong.
 """
-from typing import NamedTuple
-
-import numpy as np
 from numba import int64
 
 from gateways.arguments import USER_ID_MAX
+from gateways.binary_request import take_records
 from gateways.facts import UNKNOWN, find
 from gateways.fast_text import (
     BACKSLASH,
@@ -26,8 +24,29 @@ from gateways.fast_text import (
     put_part,
     read_decimal,
 )
+from gateways.intake import (
+    ARENA_ADDRESS,
+    BODY_LENGTH,
+    BUSY,
+    ENDED,
+    FAILED,
+    LIMIT,
+    METHOD_BEGIN,
+    METHOD_END,
+    NO_ROOM,
+    ODD,
+    OFFSET,
+    PARAMS,
+    PARAMS_MAX,
+    PLAIN,
+    REQUEST_ID,
+    SAID,
+    SHAPE,
+    TAKEN,
+    UNFINISHED,
+)
 from gateways.lane import BODY_BYTES_MAX, NEXT, append, has_room, takes_writes
-from gateways.sockets import CONNECTED, HELD, READ_BYTES, TELL, read_socket
+from gateways.sockets import CONNECTED, HELD, READ_BYTES, RECORDS, TELL, read_socket
 from shm.kernel import called, inlined, kernel
 from shm.records import (
     ALL_ASSETS,
@@ -50,28 +69,6 @@ LENGTH_DIGITS_MAX = 7          # of a Content-Length
 # Shapes of answers.
 ORDER_ANSWER, BALANCE_ANSWER, DEPTH_ANSWER, BOOK_ANSWER, PENDING_ANSWER = range(1, 6)
 
-# What became of a piece.
-TAKEN = 0                      # every message in it is a command now, or nothing came
-UNFINISHED = 1                 # the message at `at` goes on in a later piece
-PLAIN = 2                      # the message with this body is for the plain way; the next one begins at `at`
-ODD = 3                        # from `at` on it is for the plain server
-BUSY = 4                       # the message at `at` must wait until its connection's calls are answered
-NO_ROOM = 5                    # the message at `at` finds no room in the rings
-ENDED = 6                      # the client says nothing more
-FAILED = 7                     # nothing could be read
-
-PIECE = np.dtype([
-    ("connection", "<i4"),
-    ("outcome", "<i4"),
-    ("begin", "<i8"),          # of its bytes in the arena
-    ("end", "<i8"),
-    ("at", "<i8"),
-    ("body_begin", "<i8"),
-    ("body_end", "<i8"),
-    ("plain_only", "<i8"),     # 1: the first message has waited long enough for room
-])
-
-PARAMS_MAX = 1 + COMMAND.fields["label"][0].itemsize // 2  # a user id and asset names
 WORK_TOKEN = PARAMS_MAX        # the row of `tokens` for what is read and not kept
 STRING, INTEGER = 1, 2
 LABEL_AT = COMMAND.fields["label"][1]
@@ -93,26 +90,6 @@ _ID, _METHOD, _PARAMS, _JSONRPC = constant("id"), constant("method"), constant("
 _ORDER_PUT_LIMIT, _ORDER_PUT_MARKET = constant("order.put_limit"), constant("order.put_market")
 _ORDER_CANCEL, _BALANCE_QUERY = constant("order.cancel"), constant("balance.query")
 _ORDER_DEPTH, _ORDER_BOOK, _ORDER_PENDING = constant("order.depth"), constant("order.book"), constant("order.pending")
-
-
-class Intake(NamedTuple):
-    arena: np.ndarray          # uint8: bytes as they came
-    pieces: np.ndarray         # PIECE
-    tokens: np.ndarray         # int64 (token, 3): kind; value, or begin and end; the params first
-    marks: np.ndarray          # int64: what was found in a message
-    command: np.ndarray        # COMMAND (1): the one being made
-    command_bytes: np.ndarray  # uint8: the same
-    command_words: np.ndarray  # uint64: the same
-
-
-BODY_LENGTH, METHOD_BEGIN, METHOD_END, REQUEST_ID, PARAMS, OFFSET, LIMIT, SHAPE, ARENA_ADDRESS = range(9)  # of `marks`
-
-
-def make_intake(arena_bytes, pieces_max):
-    arena, command, marks = np.zeros(arena_bytes, np.uint8), np.zeros(1, COMMAND), np.zeros(9, np.int64)
-    marks[ARENA_ADDRESS] = arena.ctypes.data
-    return Intake(arena, np.zeros(pieces_max, PIECE), np.zeros((PARAMS_MAX + 1, 3), np.int64), marks, command,
-                  command.view(np.uint8), command.view(np.uint64))
 
 
 @kernel
@@ -612,14 +589,20 @@ def take(lane, sockets, intake, facts, count, body_bytes_max, in_flight_max, all
     """Take the first `count` pieces, in their order; each one's `outcome` and `at` say how far. Returns how many are
     not wholly TAKEN. Nothing is published yet. Who is BUSY is marked TELL.
 
-    `in_flight_max`: of a connection; `all_plain`: everything goes the plain way.
+    `in_flight_max`: of a connection; `all_plain`: everything goes the plain way, or, on a binary connection, nothing
+    goes to the matcher.
     """
     left_over = 0
+    intake.marks[SAID] = 0
     for index in range(count):
         piece = intake.pieces[index]
         if piece.outcome == TAKEN:
-            piece.outcome = take_piece(
-                lane, sockets, intake, facts, piece, body_bytes_max, in_flight_max, all_plain, received_ns, asked_ns)
+            if sockets.marks[piece.connection] & RECORDS:
+                piece.outcome = take_records(
+                    lane, sockets, intake, facts, piece, in_flight_max, all_plain, received_ns, asked_ns)
+            else:
+                piece.outcome = take_piece(lane, sockets, intake, facts, piece, body_bytes_max, in_flight_max,
+                                           all_plain, received_ns, asked_ns)
         if piece.outcome == BUSY:
             sockets.marks[piece.connection] |= TELL
         left_over += piece.outcome != TAKEN

@@ -25,8 +25,8 @@ from gateways.connection import (
     WAITS_FOR_ROOM,
     Connection,
 )
-from gateways.fast_request import ENDED, FAILED, NO_ROOM, ODD, PLAIN, TAKEN, UNFINISHED, make_intake
 from gateways.http_message import Clock, encode_answer, encode_head
+from gateways.intake import ENDED, FAILED, NO_ROOM, ODD, PLAIN, TAKEN, UNFINISHED, make_intake
 from gateways.sockets import BLOCKED, CONNECTED, HELD, TELL
 
 ARENA_BYTES = 2**22
@@ -45,15 +45,24 @@ STOP_LOOK_SECONDS = 0.005
 
 
 class Front:
-    """`bridge` gives it its turns and its answers, see NoFront there; `settings`: the configuration's [http]."""
+    """`bridge` gives it its turns and its answers, see NoFront there; `settings`: the configuration's [http].
+
+    What is HTTP's own of it binary_front.py replaces.
+    """
+    first_marks = CONNECTED    # of a connection
+    is_plain = False           # whether every request goes the plain way
 
     def __init__(self, bridge, answers, plain_server, catalog, settings):
-        self._bridge, self._answers, self._plain_server = bridge, answers, plain_server
+        self._plain_server = plain_server
+        self.is_plain = settings.pretty
+        self._join(bridge, answers, catalog, settings, make_intake(ARENA_BYTES, PIECES_MAX), settings.body_bytes_max)
+
+    def _join(self, bridge, answers, catalog, settings, intake, body_bytes_max):
+        self._bridge, self._answers = bridge, answers
         self._catalog, self._settings = catalog, settings
         self._loop = asyncio.get_running_loop()
         self.sockets, self._epoll = bridge.sockets, bridge.epoll
-        self.intake = make_intake(ARENA_BYTES, PIECES_MAX)
-        self.is_plain = settings.pretty
+        self.intake = intake
         self._arena = memoryview(self.intake.arena)
         self._connections = {}  # file: Connection
         self._with_kept = []   # connections whose kept bytes are to be taken in the next turn
@@ -67,7 +76,7 @@ class Front:
         self._pause_told_ns = -PAUSE_TOLD_NS
         self._is_stopping = False
         self._clock, self._head_date = Clock(), ""
-        bridge.join(self, settings.body_bytes_max, settings.in_flight_max)
+        bridge.join(self, body_bytes_max, settings.in_flight_max)
 
     # Connections.
 
@@ -111,14 +120,20 @@ class Front:
             connected.close()  # cannot be: the system would have to give more files than its limit
             return
         self._connections[connection.file] = connection
-        self.sockets.marks[connection.file] = CONNECTED
+        self.sockets.marks[connection.file] = self.first_marks
         self.sockets.heard_ns[connection.file] = time.monotonic_ns()
         self._epoll.register(connection.file, select.EPOLLIN)
-        if len(self._connections) + self._plain_server.connections > self._settings.connections_max:
-            self._write(connection, self._answers.too_many_connections(self._settings.connections_max))
+        if self._is_crowded():
+            self._refuse(connection)
             if not connection.held & IS_GONE:
                 self._read_away(connection)  # what it has asked: else the close would be a reset
             self._close(connection)
+
+    def _is_crowded(self):
+        return len(self._connections) + self._plain_server.connections > self._settings.connections_max
+
+    def _refuse(self, connection):
+        self._write(connection, self._answers.too_many_connections(self._settings.connections_max))
 
     def _hold(self, connection, reason):
         """Read nothing more from it for this reason."""
@@ -236,15 +251,15 @@ class Front:
                     begun_ns = self._begun_ns.get(connection, self._turn_ns) if at == begin else self._turn_ns
                     if at > begin:
                         connection.room_ns = None
-                    self._leave(connection, outcome, self._arena[at:end], self._arena[body_begin:body_end], begun_ns)
+                    self._leave(connection, outcome, self._arena[at:end], body_begin, body_end, begun_ns)
         for connection in self._retaken:
             if not connection.held & WAITS_FOR_ROOM:
                 connection.room_ns = None
             if not connection.held & IS_GONE:
                 self._settle(connection)
 
-    def _leave(self, connection, outcome, rest, body, begun_ns):
-        """See to what compiled code has left of a piece: its `rest`, and before it a `body` for the plain way."""
+    def _leave(self, connection, outcome, rest, body_begin, body_end, begun_ns):
+        """See to what compiled code has left of a piece: its `rest`, and before it a body for the plain way."""
         if outcome in (ENDED, FAILED):
             self._end(connection, outcome)
             return
@@ -254,7 +269,7 @@ class Front:
             self.sockets.kept_bytes[connection.file] = len(rest)
         elif outcome == PLAIN:
             self._hold(connection, PLAIN_RUNS)
-            self._start(self._answer_plainly(connection, bytes(body)))
+            self._start(self._answer_plainly(connection, bytes(self._arena[body_begin:body_end])))
         elif outcome == ODD:
             self._hand_over(connection)
         elif outcome == NO_ROOM:
@@ -307,10 +322,8 @@ class Front:
     def _write(self, connection, answer):
         close = answer.close or self._is_stopping
         self._send(connection, encode_answer(answer, self._clock.now(), close))
-        if close and not connection.held & IS_GONE:
-            self._hold(connection, IS_CLOSING)
-            if not connection.unsent:
-                self._say_goodbye(connection)
+        if close:
+            self._hang_up(connection)
 
     def _send(self, connection, data):
         """Send these bytes, now or when the client takes them."""
@@ -357,6 +370,13 @@ class Front:
                 self._say_goodbye(connection)
             else:
                 self._release(connection, HAS_UNSENT)
+
+    def _hang_up(self, connection):
+        """End the connection once its answers are sent."""
+        if not connection.held & IS_GONE:
+            self._hold(connection, IS_CLOSING)
+            if not connection.unsent:
+                self._say_goodbye(connection)
 
     def _say_goodbye(self, connection):
         """The last answer is written: hang up when the client has read it, or soon."""
@@ -406,7 +426,7 @@ class Front:
     def decide(self, file, message, request):
         self.answer(file, encode_answer(self._answers.decide(request, message), self._clock.now(), False))
 
-    def give_up(self, file, request_id, timeout):
+    def give_up(self, file, request_id, shape, timeout):
         self.sockets.in_flight[file] -= 1
         self.answer(file, encode_answer(self._answers.too_late(request_id, timeout), self._clock.now(), False))
 

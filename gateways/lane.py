@@ -35,6 +35,7 @@ OWN_WORDS = 10
 NOBODY = -1                    # `connection` of a call that Python made
 WAITING, GIVEN_UP = 0, 1       # states of a call: the reply of one given up is dropped
 BODY_BYTES_MAX = 512           # of a request that is kept with its call
+RECORD_ANSWER = 128            # shape of the answer to a binary request: this and its RequestKind
 
 CALL = np.dtype([
     ("asked_ns", "<i8"),       # CLOCK_MONOTONIC
@@ -45,7 +46,7 @@ CALL = np.dtype([
     ("reply_slots_max", "<u2"),
     ("body_bytes", "<u2"),     # of the request in `bodies`
     ("market_id", "<u2"),
-    ("shape", "u1"),           # of the answer: fast_answer.py
+    ("shape", "u1"),           # of the answer: fast_answer.py; from RECORD_ANSWER on: binary_answer.py
     ("state", "u1"),
 ])
 

@@ -25,6 +25,8 @@ BLOCKED = 1                    # Python writes to it: something stands before, o
 TELL = 2                       # Python wants to know when it has been answered
 HELD = 4                       # it is not read
 CONNECTED = 8                  # the file is a connection of the front
+RECORDS = 16                   # which speaks the binary port's records
+GREETED = 32                   # and has been welcomed
 
 _epoll_wait = types.ExternalFunction("epoll_wait", types.int32(types.int32, types.intp, types.int32, types.int32))
 _recv = types.ExternalFunction("recv", types.intp(types.int32, types.intp, types.intp, types.int32))

@@ -106,7 +106,7 @@ class Journaler:
         self._bell, self._matcher_bell, self._publisher_bell = (
             doorbell.open_bell(bells, name) for name in (process.name, "matcher", "publisher"))
         self._gateway_bells = np.array(
-            [doorbell.open_bell(bells, f"gateway-{index}") for index in range(len(self.moved))], np.int64)
+            [doorbell.open_gateway_bell(bells, index) for index in range(len(self.moved))], np.int64)
         self._poll = select.poll()
         self._poll.register(self._bell, select.POLLIN)
         self._instance, self._directory = instance_of(process.data), process.data / "journal"

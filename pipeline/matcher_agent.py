@@ -57,7 +57,7 @@ class Matcher:
         self._bell = doorbell.open_bell(bells, process.name)
         self._journaler_bell = doorbell.open_bell(bells, "journaler")
         self._gateway_bells = [
-            doorbell.open_bell(bells, f"gateway-{index}") for index in range(self.memory.commands.shape.rows)]
+            doorbell.open_gateway_bell(bells, index) for index in range(self.memory.commands.shape.rows)]
         self._poll = select.poll()
         self._poll.register(self._bell, select.POLLIN)
         self._clock_offset_ns = time.time_ns() - time.monotonic_ns()

@@ -283,9 +283,8 @@ def main(argv=None):
         sys.exit("watcher: SUPERVISOR_SERVER_URL is not set: run it under supervisord, as supervisord.conf does")
     socket.setdefaulttimeout(RPC_TIMEOUT_SECONDS)
     process = Process("watcher", Role.WATCHER, options.data, settings.rings)
-    gateways = range(int(Role.GATEWAY), int(Role.GATEWAY) + settings.http.gateways)
     watcher = Watcher(process.memory.counters.words, Supervisor(url), options.data, settings.watcher.stuck_after_ms,
-                      expected=[int(Role.MATCHER), int(Role.JOURNALER), *gateways])
+                      expected=[int(Role.MATCHER), int(Role.JOURNALER), *map(settings.role_of, settings.gateways)])
     while not process.stopping:
         watcher.step()
         process.beat()

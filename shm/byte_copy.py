@@ -4,8 +4,12 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 
+def _is_row(array):
+    return isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C"
+
+
 def _is_bytes(array):
-    return isinstance(array, types.Array) and array.ndim == 1 and array.dtype == types.uint8 and array.layout == "C"
+    return _is_row(array) and array.dtype == types.uint8
 
 
 def _copying(function_name):
@@ -26,11 +30,12 @@ def _copying(function_name):
 
 @intrinsic
 def copy_bytes(typingctx, target, target_at, source, source_at, count):
-    """Copy `count` bytes of the uint8 array `source` from `source_at` on to `target`, another one, at `target_at`.
+    """Copy `count` bytes of the array `source` from its item `source_at` on to `target`, another one, at its item
+    `target_at`.
 
     Nothing is checked: who calls it has seen to the room.
     """
-    if not _is_bytes(target) or not _is_bytes(source) or not target.mutable:
+    if not _is_row(target) or not _is_row(source) or not target.mutable:
         return None
     return types.none(target, target_at, source, source_at, count), _copying("llvm.memcpy")
 

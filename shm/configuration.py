@@ -7,7 +7,7 @@ import difflib
 import json
 import re
 import sys
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -30,13 +30,14 @@ from shm.records import (
     REPLY_HEADER,
     REPLY_SLOT_BYTES,
 )
-from shm.segments import GATEWAYS_MAX, RingSizes
+from shm.segments import GATEWAYS_MAX, RingSizes, Role
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+HTTP_GATEWAY, BINARY_GATEWAY = "gateway", "binary"  # what gateways' names begin with
 PRECISION_MAX = 18             # decimals of prices and amounts: int64 ticks and lots
 FEE_PRECISION_MAX = 9
 PAGE_BYTES = 4096
@@ -122,6 +123,17 @@ class Http:
 
 
 @dataclass(frozen=True)
+class Binary:
+    """The binary order-entry port; off without gateways. docs/binary-port.md"""
+    gateways: int = _setting(_whole(0, GATEWAYS_MAX), 0)              # processes that share the port; 0: no port
+    host: str = _setting(_HOST, "127.0.0.1")
+    port: int = _setting(_whole(1, 65535), 8070)
+    timeout_ms: int = _setting(_whole(1, 10_000), 1000)               # wait for a reply, then code 5; it may still run
+    connections_max: int = _setting(_whole(1, 1_000_000), 1024)       # of one gateway; beyond it: refused
+    in_flight_max: int = _setting(_whole(1, 65_536), 1024)            # requests of one connection; the rest waits
+
+
+@dataclass(frozen=True)
 class Journal:
     """What an answer promises."""
     sync: str = _setting(_SYNC, "always")                             # always: on disk before it is answered
@@ -177,8 +189,9 @@ class Market:
 @dataclass(frozen=True)
 class Configuration:
     http: Http
+    binary: Binary
     journal: Journal
-    rings: RingSizes           # with http.gateways as its number of gateways
+    rings: RingSizes           # its number of gateways is always that of both kinds
     limits: Limits
     matcher: Matcher
     watcher: Watcher
@@ -186,12 +199,27 @@ class Configuration:
     assets: tuple              # of Asset; their order is the order of their ids
     markets: tuple             # of Market; their order is the order of their ids
 
+    def __post_init__(self):
+        object.__setattr__(self, "rings", replace(self.rings, gateways=self.http.gateways + self.binary.gateways))
+
+    @property
+    def gateways(self):
+        """The gateways' names in the order of their rows in the rings: those for HTTP, then the binary ones."""
+        return (*(f"{HTTP_GATEWAY}-{index}" for index in range(self.http.gateways)),
+                *(f"{BINARY_GATEWAY}-{index}" for index in range(self.binary.gateways)))
+
+    def role_of(self, name):
+        """The Role of a process, by its name under supervisord: its row in the segments of sleepers and counters."""
+        return Role.GATEWAY + self.gateways.index(name) if name in self.gateways else int(Role[name.upper()])
+
     def cache_root(self, data):
         """Where compiled kernels belong."""
         return Path(self.cache.directory) if self.cache.directory else Path(data) / "cache"
 
 
-_SECTIONS = {"http": Http, "journal": Journal, "limits": Limits, "matcher": Matcher, "watcher": Watcher, "cache": Cache}
+_SECTIONS = {
+    "http": Http, "binary": Binary, "journal": Journal, "limits": Limits, "matcher": Matcher, "watcher": Watcher,
+    "cache": Cache}
 _RING_RULES = {
     "command_slots": _power_of_two(64, SLOTS_MAX),
     "reply_slots": _power_of_two(128, SLOTS_MAX),
@@ -270,10 +298,11 @@ def parse(document, source="the configuration"):
     reader.refuse_unknown("", document, [*_SECTIONS, "rings", "assets", "markets"])
     sections = {name: kind(**reader.table(name, document.get(name, {}), _rules(kind), _defaults(kind)))
                 for name, kind in _SECTIONS.items()}
-    rings = RingSizes(gateways=sections["http"].gateways, **reader.table(
+    rings = RingSizes(gateways=reader.gateways(sections["http"], sections["binary"]), **reader.table(
         "rings", document.get("rings", {}), _RING_RULES, {key: getattr(RingSizes, key) for key in _RING_RULES}))
     assets = reader.assets(document.get("assets", []))
     markets = reader.markets(document.get("markets", []), assets)
+    reader.check_ports(sections["http"], sections["binary"])
     reader.check_rings(rings, sections["limits"], sections["journal"])
     reader.check_counts(sections["limits"], document)
     if reader.problems:
@@ -445,6 +474,23 @@ class _Reader:
             self.refuse(f"{words} min_amount", min_amount,
                         f"must be at most {INT64_MAX} units of 10^-{stock_prec}, as stock_prec says: no order could be"
                         " as large")
+
+    def gateways(self, http, binary):
+        """How many of both kinds; None where that is too many, or not known."""
+        if None in (http.gateways, binary.gateways):
+            return None
+        count = http.gateways + binary.gateways
+        if count <= GATEWAYS_MAX:
+            return count
+        self.refuse("binary.gateways", binary.gateways,
+                    f"must be at most {GATEWAYS_MAX - http.gateways} beside http.gateways = {http.gateways}: there may"
+                    f" be {GATEWAYS_MAX} of both kinds")
+        return None
+
+    def check_ports(self, http, binary):
+        if binary.gateways and None not in (http.port, http.host) and (http.host, http.port) == (
+                binary.host, binary.port):
+            self.refuse("binary.port", binary.port, "must be another one than http.port")
 
     def check_rings(self, rings, limits, journal):
         if None not in (rings.reply_slots, limits.assets_max, limits.markets_max):

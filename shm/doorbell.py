@@ -19,7 +19,7 @@ ASLEEP = int(SleeperWord.ASLEEP)
 
 
 def open_bell(directory, name):
-    """The file descriptor of the bell of the process `name` (such as matcher, gateway-0) in `directory`."""
+    """The file descriptor of the bell of the process `name`, such as matcher, in `directory`; not of a gateway."""
     path = os.path.join(directory, f"{name}.bell")
     try:
         os.mkfifo(path, 0o600)
@@ -27,6 +27,11 @@ def open_bell(directory, name):
         if not stat.S_ISFIFO(os.stat(path).st_mode):
             raise RuntimeError(f"{path} stands where a FIFO belongs: remove it") from None
     return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def open_gateway_bell(directory, row):
+    """The same of the gateway that has this row in the rings, whatever its clients speak."""
+    return open_bell(directory, f"gateway-{row}")
 
 
 def ring(bell):

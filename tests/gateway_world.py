@@ -42,7 +42,7 @@ class Pipeline:
         self.replica = Replica.configured(rings.settings)
         self.commands, self.replies = rings.memory.commands, rings.memory.replies
         self.sleepers = rings.memory.sleepers.words
-        self.bell = doorbell.open_bell(rings.data / "run", "gateway-0")
+        self.bell = doorbell.open_gateway_bell(rings.data / "run", 0)
         self.position = self.reply_end = 0
         self.taken = []        # (COMMAND, payload)
         self.now_ns = time.time_ns

@@ -13,7 +13,6 @@ from pipeline.watcher import Supervisor, SupervisorUnreachable
 from shm import configuration, role_lock, segments
 from shm.process import memory_id
 from shm.segments import CounterWord
-from tools.launcher import role_of
 
 ROOT = Path(__file__).resolve().parents[1]
 STAND_INS = (sys.executable, str(ROOT / "tests" / "launch_stand_ins.py"))
@@ -29,12 +28,13 @@ def free_port():
 
 
 def settings_with(**sections):
-    """The project's default configuration on a free port, with other values: settings_with(watcher={...})."""
+    """The project's default configuration on free ports, with other values: settings_with(watcher={...})."""
     settings = configuration.load(ROOT / "exchange.toml")
-    sections["http"] = {"port": free_port(), **sections.get("http", {})}
+    for section in ("http", "binary"):
+        sections[section] = {"port": free_port(), **sections.get(section, {})}
     for name, values in sections.items():
         settings = replace(settings, **{name: replace(getattr(settings, name), **values)})
-    return replace(settings, rings=replace(settings.rings, gateways=settings.http.gateways))
+    return settings
 
 
 def wait_for(holds, what, seconds=WAIT_SECONDS):
@@ -123,7 +123,7 @@ class Launched:
     def page(self, name):
         """A process's page of counters."""
         memory = segments.attach(memory_id(self.data), self.settings.rings, write=False)
-        return memory.counters.words[role_of(name)]
+        return memory.counters.words[self.settings.role_of(name)]
 
     def is_ready(self, name):
         page = self.page(name)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from shm import configuration
 from shm.process import Process, die_with_parent
-from tools.launcher import role_of
 
 BEAT_SECONDS = 0.2
 
@@ -44,11 +43,11 @@ def main():
     die_with_parent()
     options = parser.parse_args()
     settings = configuration.load(options.config)
-    name = f"gateway-{options.index}" if options.name == "gateway" else options.name
+    name = f"{options.name}-{options.index}" if options.index else options.name
     print(f"{name} starts", flush=True)
     if (options.data / f"fail-{name}").exists():
         sys.exit(f"{name} was told to fail")
-    process = Process(name, role_of(name), options.data, settings.rings)
+    process = Process(name, settings.role_of(name), options.data, settings.rings)
     if options.name == "gateway":
         address = (settings.http.host, settings.http.port)
         threading.Thread(target=Server(address, Answer).serve_forever, daemon=True).start()

@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tornado.httpclient import AsyncHTTPClient
 
 from tests import run as tests_run
 from tests.launched import free_port
 from tests.test_order_flow import LOG
-from tools import bench, bench_exchange, cli, disk, hello_server, http_bench, machine, wrk
+from tools import bench, bench_exchange, binary_load, cli, disk, hello_server, http_bench, machine, wrk
 from tools.client import Client
 from tools.report import Failed
 
@@ -279,6 +280,36 @@ def test_a_whole_run_tells_all_rounds_where_they_ran_and_leaves_nothing(tmp_path
     assert "name http.book_20, sync always, book random" in capsys.readouterr().out
 
 
+def test_orders_of_the_binary_load_are_those_of_cross():
+    drawn = binary_load.draw(np.random.default_rng(1), bench_exchange.USERS)
+    assert set(drawn["user_id"].tolist()) == set(range(1, 101))
+    lots = drawn["amount"] // binary_load.LOTS
+    assert (lots * binary_load.LOTS == drawn["amount"]).all() and 10 <= lots.min() < 50 and 9950 < lots.max() <= 10_000
+    for side, low, high in ((1, 799_500, 800_000), (2, 800_000, 800_500)):
+        prices = drawn["price"][drawn["side"] == side]
+        assert 0.45 < len(prices) / len(drawn) < 0.55
+        assert low <= prices.min() < low + 25 and high - 25 < prices.max() <= high
+
+
+def test_percentiles_of_the_binary_load_are_of_requests():
+    figures = binary_load.percentiles([(0.001, 500), (0.002, 489), (0.003, 10), (0.004, 1)])
+    assert figures == {"p50_ms": 1.0, "p99_ms": 3.0, "p999_ms": 3.0}
+
+
+@needs_wrk
+def test_the_binary_port_is_measured_beside_hello_world(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "IN_MEMORY", set())
+    result = tmp_path / "result.json"
+    assert run_cli("bench", "binary.interval", "--rounds", 1, "--seconds", 1, "--data", tmp_path / "data", "--json",
+                   result) == 0
+    assert list((tmp_path / "data").iterdir()) == []
+    one, = json.loads(result.read_text())["results"]
+    figures, = (measured["exchange"] for measured in one["rounds"])
+    assert one["refused"] == 0 and one["ratio"] > 0 and one["percentiles_of"].endswith("500 in flight each")
+    assert figures["requests"] >= figures["resting_orders"] > 0
+    assert 0 < figures["p50_ms"] <= figures["p99_ms"] <= figures["p999_ms"]
+
+
 # What is refused, and what is left out.
 
 @pytest.mark.parametrize("arguments, words", [
@@ -344,7 +375,8 @@ def test_names_are_listed_and_no_name_stands_twice(capsys):
     names = capsys.readouterr().out.split()
     assert len(names) == len(set(names)) > 20
     assert {"http.put_limit.cross.always", "http.put_limit.random.interval", "http.put_limit.rest.always",
-            "http.pipelined_16.interval", "http.balance", "http.depth_20", "http.coinbase.depth_20"} <= set(names)
+            "http.pipelined_16.interval", "http.balance", "http.depth_20", "http.coinbase.depth_20", "binary.always",
+            "binary.interval"} <= set(names)
 
 
 # Its setting up.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shm import configuration
 from shm.configuration import ConfigurationError
-from shm.segments import RingSizes
+from shm.segments import RingSizes, Role
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -43,7 +43,7 @@ def only_problem_of(found):
 def test_what_is_left_out_has_the_default_that_the_file_in_the_root_spells_out():
     written_out = configuration.load(ROOT / "exchange.toml")
     left_out = configuration.parse(document())
-    for section in ("http", "journal", "rings", "limits", "matcher", "watcher", "cache"):
+    for section in ("http", "binary", "journal", "rings", "limits", "matcher", "watcher", "cache"):
         assert getattr(written_out, section) == getattr(left_out, section)
     assert left_out.rings == RingSizes()
     assert left_out.assets[1].prec_show == 20
@@ -81,8 +81,8 @@ def test_all_problems_stand_in_one_list_each_with_key_value_and_rule():
         "colour": "blue",
     })
     assert problems == [
-        'colour = "blue": no such key; known here: http, journal, limits, matcher, watcher, cache, rings, assets,'
-        " markets",
+        'colour = "blue": no such key; known here: http, binary, journal, limits, matcher, watcher, cache, rings,'
+        " assets, markets",
         "http.port = 99999: must be a whole number from 1 to 65535",
         'http.timeout_ms = "1000": must be a whole number from 1 to 10000',
         "http.pretty = 1: must be true or false",
@@ -139,6 +139,9 @@ def test_a_buyers_fee_fits_what_the_stock_keeps():
     (document(markets={"name": "X"}), "markets = {\"name\": \"X\"}: must be tables, each begun with [[markets]]"),
     (document(http=80), "http = 80: must be a table, [http]"),
     (document(http={"host": "a b"}), "http.host = \"a b\": must be a host name"),
+    (document(binary={"gateways": 64}), "binary.gateways = 64: must be at most 63 beside http.gateways = 1"),
+    (document(binary={"gateways": 1, "port": 8080}), "binary.port = 8080: must be another one than http.port"),
+    (document(binary={"gateways": -1}), "binary.gateways = -1: must be a whole number from 0 to 64"),
     (document(http={"gateways": 65}), "http.gateways = 65: must be a whole number from 1 to 64"),
     (document(limits={"assets_max": 1}), "limits.assets_max = 1: must be at least 2, the number of [[assets]]"),
     (document(limits={"markets_max": 60000}), "rings.reply_slots = 8192: must be at least 11251"),
@@ -174,6 +177,15 @@ def test_a_smallest_amount_is_one_that_an_order_can_have(min_amount, stock_prec,
         assert only_problem_of(made) == (
             f'markets "BTCUSDT" min_amount = "{min_amount}": must be at most 9223372036854775807 units of'
             f" 10^-{stock_prec}, as stock_prec says: no order could be as large")
+
+
+def test_gateways_have_rows_in_the_rings_those_for_http_first():
+    settings = configuration.parse(document(http={"gateways": 2}, binary={"gateways": 3}))
+    assert settings.gateways == ("gateway-0", "gateway-1", "binary-0", "binary-1", "binary-2")
+    assert [settings.role_of(name) - Role.GATEWAY for name in settings.gateways] == [0, 1, 2, 3, 4]
+    assert (settings.role_of("matcher"), settings.role_of("watcher")) == (Role.MATCHER, Role.WATCHER)
+    assert settings.rings.gateways == 5
+    assert replace(settings, http=replace(settings.http, gateways=1)).rings.gateways == 4
 
 
 def test_small_rings_are_taken_down_to_the_largest_reply():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gateways.http import OTHER_FILES
+from gateways.gateway_process import OTHER_FILES
 from shm import segments
 from shm.process import memory_id
 from tests.test_gateway_process import Exchange, compiled, exchange_at  # noqa: F401

@@ -19,8 +19,9 @@ from gateways.arguments import InvalidArgument
 from gateways.catalog import Catalog
 from gateways.envelope import MalformedRequest, decode_request
 from gateways.fast_answer import ANSWER, QUESTION, answer_bytes_max, drain, make_outbox
-from gateways.fast_request import ODD, PLAIN, REQUEST_BYTES_MAX, TAKEN, UNFINISHED, make_intake, receive, take
+from gateways.fast_request import REQUEST_BYTES_MAX, receive, take
 from gateways.http_message import Clock, encode_answer, encode_head
+from gateways.intake import ODD, PLAIN, TAKEN, UNFINISHED, make_intake
 from gateways.lane import TAIL, make_lane
 from gateways.messages import Reply
 from gateways.protocol import Refused, find_method

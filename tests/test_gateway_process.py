@@ -12,15 +12,19 @@ from pathlib import Path
 
 import pytest
 
+from gateways.binary_protocol import RequestKind
 from gateways.protocol import NOT_BUILT
 from shm import configuration, segments
 from shm.process import memory_id
+from shm.records import Side
 from shm.segments import CommandWord, CounterWord, Role
 from tests.conftest import KERNELS
 from tests.launched import ROOT, free_port, wait_for
 from tests.test_protocol import CONFIG, RECORDINGS, body_of, comparable, read
+from tools.binary_client import BinaryClient, HungUp
 
-MODULES = {"journaler": "pipeline.journaler", "matcher": "pipeline.matcher", "gateway": "gateways.http"}
+MODULES = {"journaler": "pipeline.journaler", "matcher": "pipeline.matcher", "gateway": "gateways.http",
+           "binary": "gateways.binary"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,11 +38,13 @@ def compiled():
 class Exchange:
     """Journaler, matcher and gateways of one data directory, without a supervisor: who dies stays dead."""
 
-    def __init__(self, data, config=CONFIG, files=None, **http):
+    def __init__(self, data, config=CONFIG, files=None, binary_gateways=0, **http):
         """`files`: the most that a gateway may have open; None: what this process may have."""
         self.data, self.config_file = Path(data), Path(data) / "exchange.toml"
-        self.settings = configuration.from_recording(config, http={"port": free_port(), **http}, cache={
-            "directory": str(KERNELS)}, limits={"orders_max": 20_000, "levels_max": 20_000, "balances_max": 2_000})
+        self.settings = configuration.from_recording(
+            config, http={"port": free_port(), **http}, binary={"port": free_port(), "gateways": binary_gateways},
+            cache={"directory": str(KERNELS)},
+            limits={"orders_max": 20_000, "levels_max": 20_000, "balances_max": 2_000})
         self.data.mkdir(exist_ok=True)
         configuration.write(self.settings, self.config_file)
         self.running, self._files = {}, files
@@ -57,7 +63,7 @@ class Exchange:
         return self.running[name]
 
     def start_all(self):
-        for name in ("journaler", "matcher", *(f"gateway-{index}" for index in range(self.settings.http.gateways))):
+        for name in ("journaler", "matcher", *self.settings.gateways):
             self.start(name)
         for name in self.running:
             self.wait_ready(name)
@@ -68,11 +74,10 @@ class Exchange:
 
     def page(self, name):
         """The counters of a process that runs; None before it has joined."""
-        kind, _, index = name.partition("-")
         process = self.running[name]
         assert process.poll() is None, self.said(name)
         try:
-            page = self.memory().counters.words[Role[kind.upper()] + int(index or 0)]
+            page = self.memory().counters.words[self.settings.role_of(name)]
         except segments.SegmentError:
             return None
         return page if page[CounterWord.PID] == process.pid else None
@@ -309,6 +314,65 @@ def test_two_gateways_share_the_port(tmp_path):
         assert exchange.stop() == {"gateway-0": 0, "gateway-1": 0, "matcher": 0, "journaler": 0}
 
 
+def put_through(client, user):
+    """A limit order of one unit that rests, over a binary connection; its id."""
+    return client.put_limit(user, 0, Side.ASK, 10**8, 10**6, label="binary").order_id
+
+
+def test_binary_gateways_share_a_port_beside_http_and_one_that_is_killed_comes_back(tmp_path):
+    with exchange_at(tmp_path / "data", binary_gateways=2) as exchange:
+        address = exchange.settings.binary.host, exchange.settings.binary.port
+        exchange.ask("balance.update", 1, "BTC", "d", 1, "100", {})
+        clients = [BinaryClient(*address) for _ in range(20)]
+        assert len({client.welcome["instance"].tobytes() for client in clients}) == 1
+        ids = [put_through(client, 1) for client in clients]
+        assert ids == list(range(1, 21))
+        words = exchange.memory().counters.words
+        first, second = (int(words[exchange.settings.role_of(f"binary-{index}"), CounterWord.RECORDS])
+                         for index in (0, 1))
+        assert min(first, second) > 2 and first + second >= 24  # the catalog and orders
+        assert exchange.ask("order.pending", 1, "BTCUSDT", 0, 100)[1]["result"]["total"] == 20
+        exchange.kill("binary-0")
+        alive = [client for client in clients if is_alive(client)]
+        assert 0 < len(alive) < 20 and put_through(alive[0], 1) == 21
+        exchange.start("binary-0")
+        exchange.wait_ready("binary-0")
+        assert {put_through(BinaryClient(*address), 1) for _ in range(20)} == set(range(22, 42))
+        assert exchange.ask("order.pending", 1, "BTCUSDT", 0, 100)[1]["result"]["total"] == 41
+        assert exchange.stop() == {"gateway-0": 0, "binary-0": 0, "binary-1": 0, "matcher": 0, "journaler": 0}
+
+
+def is_alive(client):
+    try:
+        client.ping()
+        return True
+    except (OSError, HungUp):
+        return False
+
+
+def test_what_a_killed_binary_gateway_had_written_is_executed_once(tmp_path):
+    with exchange_at(tmp_path / "data", binary_gateways=1) as exchange:
+        address = exchange.settings.binary.host, exchange.settings.binary.port
+        exchange.ask("balance.update", 1, "BTC", "d", 1, "100", {})
+        with BinaryClient(*address) as client:
+            put_through(client, 1)
+            exchange.signal("matcher", signal.SIGSTOP)
+            asked = client.requests(50, RequestKind.PUT_LIMIT)
+            asked["user_id"], asked["side"], asked["amount"], asked["price"] = 1, Side.ASK, 10**8, 10**6
+            client.send(asked)
+            words = exchange.memory().commands.words[1]
+            wait_for(lambda: words[CommandWord.TAIL] - words[CommandWord.RELEASED] == 50, "they are written")
+            exchange.kill("binary-0")
+            with pytest.raises((HungUp, OSError)):
+                client.receive(50)
+        exchange.start("binary-0")
+        exchange.signal("matcher", signal.SIGCONT)
+        exchange.wait_ready("binary-0")
+        assert exchange.ask("order.pending", 1, "BTCUSDT", 0, 100)[1]["result"]["total"] == 51
+        with BinaryClient(*address) as client:
+            assert put_through(client, 1) == 52
+
+
 def test_a_port_that_is_taken_is_one_sentence_with_a_remedy(exchange, tmp_path):
     other = Exchange(tmp_path / "other", port=exchange.settings.http.port)
     try:
@@ -334,13 +398,14 @@ def test_a_second_gateway_of_one_index_names_the_first(exchange):
     assert exchange.ask("asset.list")[0] == 200
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (("--index", "1"), "--index must be from 0 to 0, as [http] gateways says"),
-    (("--index", "0", "--config", "missing.toml"), "there is no file"),
+@pytest.mark.parametrize("module, arguments, words", [
+    ("http", ("--index", "1"), "--index must be from 0 to 0, as [http] gateways says"),
+    ("binary", ("--index", "0"), "--index must be from 0 to -1, as [binary] gateways says"),
+    ("http", ("--index", "0", "--config", "missing.toml"), "there is no file"),
 ])
-def test_what_cannot_be_started_says_why(tmp_path, arguments, words):
+def test_what_cannot_be_started_says_why(tmp_path, module, arguments, words):
     exchange = Exchange(tmp_path / "data")
-    ended = subprocess.run([sys.executable, "-m", "gateways.http", "--config", exchange.config_file, "--data",
+    ended = subprocess.run([sys.executable, "-m", f"gateways.{module}", "--config", exchange.config_file, "--data",
                             exchange.data, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 1
     assert words in ended.stderr and "Traceback" not in ended.stderr

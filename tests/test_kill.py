@@ -12,11 +12,11 @@ from tools import cli, local_exchange
 from tools.kill_audit import Audit
 from tools.kill_test import IN_FLIGHT_MIN, KINDS, kill_test, kill_under_load, lines_of, settings_of
 
-RUNS = [  # (kills, sync, tiny rings, gateways, seed): a hundred and more in all
-    (36, "always", False, 1, 11),
-    (24, "always", True, 1, 12),
-    (25, "interval", True, 2, 13),
-    (15, "none", False, 1, 14),
+RUNS = [  # (kills, sync, tiny rings, gateways, binary gateways, seed): a hundred and more in all
+    (36, "always", False, 1, 0, 11),
+    (24, "always", True, 1, 1, 12),
+    (25, "interval", True, 2, 0, 13),
+    (15, "none", False, 1, 1, 14),
 ]
 
 
@@ -25,15 +25,18 @@ def kernels():
     local_exchange.prepare_kernels()
 
 
-@pytest.mark.parametrize("kills, sync, tiny_rings, gateways, seed", RUNS)
-def test_killed_processes_lose_and_double_nothing(kills, sync, tiny_rings, gateways, seed, tmp_path):
-    result = kill_test(tmp_path / "data", kills=kills, seed=seed, sync=sync, tiny_rings=tiny_rings, gateways=gateways)
+@pytest.mark.parametrize("kills, sync, tiny_rings, gateways, binary_gateways, seed", RUNS)
+def test_killed_processes_lose_and_double_nothing(
+        kills, sync, tiny_rings, gateways, binary_gateways, seed, tmp_path):
+    result = kill_test(tmp_path / "data", kills=kills, seed=seed, sync=sync, tiny_rings=tiny_rings, gateways=gateways,
+                       binary_gateways=binary_gateways)
     print("\n".join(lines_of(result)))
     assert (result["lost"], result["doubled"], result["problems"]) == (0, 0, 0), result["story"]
     assert result["digest_equal"] and result["money_exact"] and result["is_well"]
     assert result["kills"] == kills and all(kill["in_flight"] >= IN_FLIGHT_MIN for kill in result["per_kill"])
     killed = {name.partition("-")[0] for kill in result["per_kill"] for name in kill["processes"]}
-    assert killed == set(KINDS) and any(len(kill["processes"]) > 1 for kill in result["per_kill"])
+    assert killed == {*KINDS, *(["binary"] if binary_gateways else [])}
+    assert any(len(kill["processes"]) > 1 for kill in result["per_kill"])
     assert any(kill["executed_but_unanswered"] for kill in result["per_kill"]), "no kill came between disk and client"
 
 

@@ -35,18 +35,20 @@ from tools.launcher import FIRST_REQUEST, check_address
 
 @pytest.fixture(scope="module")
 def exchange(tmp_path_factory):
-    with Launched(tmp_path_factory.mktemp("launched") / "data", settings_with(http={"gateways": 2})) as exchange:
+    with Launched(tmp_path_factory.mktemp("launched") / "data",
+                  settings_with(http={"gateways": 2}, binary={"gateways": 1})) as exchange:
         yield exchange.serving()
 
 
 def test_a_started_exchange_serves_and_says_what_runs_where(exchange):
     pids = exchange.pids()
-    assert set(pids) == {"journaler", "matcher", "gateway-0", "gateway-1", "watcher"}
+    assert set(pids) == {"journaler", "matcher", "gateway-0", "gateway-1", "binary-0", "watcher"}
     assert exchange.post() == 200
     for name, pid in [*pids.items(), ("supervisord", exchange.pid("supervisord"))]:
         assert f"{name}: process {pid}, log {exchange.data / 'log' / name}.log" in exchange.said()
         assert (exchange.data / "log" / f"{name}.log").exists()
     url = f"http://127.0.0.1:{exchange.settings.http.port}/"
+    assert f"\nBinary orders at 127.0.0.1:{exchange.settings.binary.port}.\n" in exchange.said()
     assert re.search(rf"\n  curl -s {url} -d '.*asset.list.*'\n", exchange.said())
 
 
@@ -86,7 +88,17 @@ def test_a_port_in_use_is_told_before_anything_starts(exchange, tmp_path):
     other = Launched(tmp_path / "data", None, "--http", f"127.0.0.1:{port}")
     assert other.ended() == 1
     assert f"HTTP cannot be served at 127.0.0.1:{port}: another program listens there." in other.said()
-    assert "--http HOST:PORT" in other.said() and not (tmp_path / "data" / "run" / "supervisord.conf").exists()
+    assert "Choose another with --http HOST:PORT or [http] in the configuration" in other.said()
+    assert not (tmp_path / "data" / "run" / "supervisord.conf").exists()
+
+
+def test_a_binary_port_in_use_is_told_before_anything_starts(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        exchange = Launched(tmp_path / "data", settings_with(binary={"gateways": 1, "port": port}))
+        assert exchange.ended() == 1
+    assert (f"the binary port cannot be served at 127.0.0.1:{port}: another program listens there. Choose another with"
+            " [binary] in the configuration") in exchange.said()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -163,7 +175,7 @@ COMPILE_SECONDS = 300          # on a loaded machine
 
 
 def test_the_real_processes_serve_survive_kills_and_stop_well(tmp_path):
-    settings = settings_with(http={"gateways": 2}, cache={"directory": str(KERNELS)})
+    settings = settings_with(http={"gateways": 2}, binary={"gateways": 1}, cache={"directory": str(KERNELS)})
     with Launched(tmp_path / "data", settings, program=REAL) as exchange:
         pids = exchange.serving(COMPILE_SECONDS).pids()
         time.sleep(0.5)  # the watcher saw every page
@@ -174,8 +186,8 @@ def test_the_real_processes_serve_survive_kills_and_stop_well(tmp_path):
         exchange.process.terminate()
         assert exchange.ended() == 0
         stops = re.findall(r"stopped: ([a-z]+)\S* (.*)", exchange.log("supervisord"))
-        order = ("watcher", "gateway", "gateway", "matcher", "journaler")
-        assert stops == [(kind, "(exit status 0)") for kind in order]
+        assert sorted(stops[1:4]) == [(kind, "(exit status 0)") for kind in ("binary", "gateway", "gateway")]
+        assert stops[:1] + stops[4:] == [(kind, "(exit status 0)") for kind in ("watcher", "matcher", "journaler")]
 
 
 def test_a_data_directory_that_supervisord_cannot_take_is_refused(tmp_path):
@@ -331,9 +343,10 @@ def test_a_changed_source_or_setting_has_another_place_for_its_kernels(tmp_path,
 
 
 def test_the_list_of_processes_is_rendered_without_a_trace_of_the_projects_own_data(tmp_path):
-    text = supervisord_conf.render(tmp_path / "sock", config=tmp_path / "c.toml", data=tmp_path / "data", gateways=3)
+    text = supervisord_conf.render(tmp_path / "sock", config=tmp_path / "c.toml", data=tmp_path / "data", gateways=3,
+                                    binary_gateways=2)
     assert "%(here)s" not in text and str(ROOT / "data") not in text
-    assert "numprocs = 3" in text
+    assert "numprocs = 3" in text and "numprocs = 2" in text
 
 
 def test_a_damaged_instance_file_is_named_before_anything_starts(tmp_path):
@@ -383,4 +396,4 @@ def test_a_port_is_free_again_for_the_next_start_at_once():
         port = listener.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)):
             listener.accept()[0].close()
-    check_address("127.0.0.1", port)
+    check_address("HTTP", configuration.Http(port=port), "")

@@ -12,6 +12,7 @@ import pytest
 
 from shm import configuration, kernel_cache
 from shm.records import Side
+from tools.binary_client import BinaryClient
 from tools.client import Client
 from tools.local_exchange import KERNELS, private, running
 
@@ -176,6 +177,12 @@ def trade(exchange):
         client.asset_list()
         client.asset_summary()
         client.market_summary()
+    with BinaryClient(exchange.settings.binary.host, exchange.settings.binary.port) as client:
+        order = client.put_limit(1, 0, Side.ASK, 10**8, 10**5, label="tidy")
+        client.put_market(2, 0, Side.BID, 10**10)
+        client.query_balance(1, 0)
+        client.ping()
+        client.cancel(1, 0, client.put_limit(1, 0, Side.ASK, 10**8, order.price + 10**5).order_id)
 
 
 def test_a_running_exchange_compiles_nothing(tmp_path):
@@ -188,9 +195,11 @@ def test_a_running_exchange_compiles_nothing(tmp_path):
         return {path.relative_to(cache): path.stat().st_mtime_ns for path in cache.rglob("*.nb*")}
     before = kept()
     settings = private(configuration.load(ROOT / "exchange.toml"))
-    with running(tmp_path / "data", replace(settings, cache=configuration.Cache(str(cache)))) as exchange:
+    settings = replace(settings, binary=replace(settings.binary, gateways=1),
+                       cache=configuration.Cache(str(cache)))
+    with running(tmp_path / "data", settings) as exchange:
         trade(exchange)
-        for name in ("matcher", "journaler", "gateway-0", "watcher"):
+        for name in ("matcher", "journaler", "gateway-0", "binary-0", "watcher"):
             exchange.restart(name)
         trade(exchange)
     assert before and kept() == before

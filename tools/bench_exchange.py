@@ -1,4 +1,4 @@
-"""The exchanges that the HTTP benchmarks measure: each fresh, with one gateway, users with money, and a book."""
+"""The exchanges that benchmarks measure: each fresh, with one gateway for HTTP, users with money, and a book."""
 import json
 import socket
 import tempfile
@@ -22,23 +22,24 @@ ANSWER_SECONDS = 10.0
 
 
 @contextmanager
-def running(folder, sync, fill):
+def running(folder, sync, fill, binary_gateways=0):
     """A LocalExchange on a data directory of its own in `folder`, which goes away in the end.
 
     `fill(exchange)` puts orders into its book.
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix="bench-") as place, \
-            local_exchange.running(Path(place) / "data", settings_with(sync)) as exchange:
+            local_exchange.running(Path(place) / "data", settings_with(sync, binary_gateways)) as exchange:
         fund(exchange, USERS)
         fill(exchange)
         yield exchange
 
 
-def settings_with(sync):
+def settings_with(sync, binary_gateways):
     """The project's own configuration; a Coinbase book has smaller orders than its market takes."""
     settings = configuration.load(local_exchange.PROJECT / "exchange.toml")
     return local_exchange.private(replace(
-        settings, http=replace(settings.http, gateways=1), journal=replace(settings.journal, sync=sync),
+        settings, http=replace(settings.http, gateways=1),
+        binary=replace(settings.binary, gateways=binary_gateways), journal=replace(settings.journal, sync=sync),
         markets=tuple(replace(market, min_amount="0.00000001") if market.name == MARKET else market
                       for market in settings.markets)))
 

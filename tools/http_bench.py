@@ -29,6 +29,10 @@ class Benchmark:
     book: str = EMPTY          # before each round
     pipelined: int = 1         # requests a write
 
+    @property
+    def percentiles_of(self):
+        return "a request" if self.pipelined == 1 else f"a write of {self.pipelined} requests"
+
 
 BENCHMARKS = (
     *(Benchmark(f"http.put_limit.{load}.{sync}", load, sync)
@@ -101,7 +105,7 @@ def result_of(benchmark, rounds):
     last = rounds[-1]["exchange"]
     return {
         "name": benchmark.name, "sync": benchmark.sync, "book": benchmark.book, "unit": "accepted requests/s", **ours,
-        "percentiles_of": "a request" if benchmark.pipelined == 1 else f"a write of {benchmark.pipelined} requests",
+        "percentiles_of": benchmark.percentiles_of,
         "refused": sum(measured["exchange"]["refused"] for measured in rounds),
         "resting_orders": last["resting_orders"],  # after the last round
         "fdatasync_p50_ms": statistics.median(measured["exchange"]["fdatasync_p50_ms"] for measured in rounds),

@@ -1,5 +1,6 @@
-"""The load of the kill test: clients that write and read over HTTP, and remember what they asked and what was answered.
+"""The load of the kill test: clients that write and read, and remember what they asked and what was answered.
 
+All speak HTTP; where there is a binary port, every second one puts its orders there.
 Each client has a connection and users of its own and waits for each answer, like a careful trader: a balance update
 whose answer never came is sent again with the same business id, and open orders are learnt from order.pending.
 """
@@ -9,6 +10,11 @@ import random
 import threading
 import time
 
+import numpy as np
+
+from gateways.binary_protocol import HELLO, MAGIC, OK, ORDER_REPLY, REQUEST, VERSION, WELCOME, RequestKind
+from shm.decimals import fmt, parse
+from shm.records import MONEY_DECIMALS
 from tools.api import OUTCOME_UNKNOWN, Code
 
 RECONNECT_SECONDS = 0.02
@@ -129,7 +135,8 @@ class Client:
         self._markets = [market.name for market in load.settings.markets]
         self._count = 0
         self._orders = {}      # order id: (user, market), as far as known
-        self._reader = self._writer = None
+        self._http = HttpConnection(load.settings.http)
+        self._binary = BinaryConnection(load.settings) if load.settings.binary.gateways and number % 2 else None
 
     async def run(self):
         for user in self._users:
@@ -143,7 +150,9 @@ class Client:
             await self._call("balance.query", user)
             for market in self._markets:
                 await self._call("order.pending", user, market, 0, 101)
-        self._hang_up()
+        self._http.hang_up()
+        if self._binary is not None:
+            self._binary.hang_up()
 
     async def _act(self):
         rng, user = self._rng, self._rng.choice(self._users)
@@ -217,32 +226,96 @@ class Client:
     async def _call(self, method, *params):
         """The Operation, with its answer; not sent (`status` None) while nobody listens."""
         operation = Operation(method, params)
+        connection = self._binary if self._binary is not None and method in BinaryConnection.METHODS else self._http
         try:
-            if self._writer is None:
-                self._reader, self._writer = await asyncio.open_connection(
-                    self._load.settings.http.host, self._load.settings.http.port)
-        except OSError:
+            await connection.open()
+        except (OSError, EOFError):
             await asyncio.sleep(RECONNECT_SECONDS)
             return operation
-        body = json.dumps({"id": 1, "method": method, "params": params}).encode()
         self._load.begin(operation)
         status, answer = 0, b""
         try:
-            self._writer.write(b"POST / HTTP/1.1\r\nHost: exchange\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-            head = await self._reader.readuntil(b"\r\n\r\n")
-            length = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
-            answer = await self._reader.readexactly(length)
-            status = int(head[9:12])
-            if b"Connection: close" in head:
-                self._hang_up()
+            status, answer = await connection.ask(method, params)
         except (OSError, EOFError):
-            self._hang_up()
+            connection.hang_up()
         self._load.end(operation, status, answer)
         if operation.reading()[1] == Code.SERVICE_UNAVAILABLE:
             await asyncio.sleep(NO_ROOM_SECONDS)
         return operation
 
-    def _hang_up(self):
+
+class Connection:
+    """A kept connection, made again where it has ended. Raises OSError or EOFError where it ends."""
+
+    def __init__(self, address):
+        self._address = address
+        self._reader = self._writer = None
+
+    async def open(self):
+        if self._writer is None:
+            self._reader, self._writer = await asyncio.open_connection(self._address.host, self._address.port)
+
+    def hang_up(self):
         if self._writer is not None:
             self._writer.close()
             self._reader = self._writer = None
+
+
+class HttpConnection(Connection):
+    async def ask(self, method, params):
+        """(HTTP status, body) of the answer."""
+        body = json.dumps({"id": 1, "method": method, "params": params}).encode()
+        self._writer.write(b"POST / HTTP/1.1\r\nHost: exchange\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        length = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
+        answer = await self._reader.readexactly(length)
+        if b"Connection: close" in head:
+            self.hang_up()
+        return int(head[9:12]), answer
+
+
+class BinaryConnection(Connection):
+    """Orders as records, their replies as HTTP would tell them."""
+    METHODS = ("order.put_limit", "order.put_market")
+
+    def __init__(self, settings):
+        super().__init__(settings.binary)
+        self._markets = settings.markets
+        self._ids = {market.name: index for index, market in enumerate(settings.markets)}
+
+    async def open(self):
+        if self._writer is None:
+            await super().open()
+            self._writer.write(np.array([(MAGIC, VERSION, 0)], HELLO).tobytes())
+            if np.frombuffer(await self._reader.readexactly(WELCOME.itemsize), WELCOME)["code"][0] != OK:
+                self.hang_up()
+                raise ConnectionRefusedError
+
+    async def ask(self, method, params):
+        """(HTTP status, body) of the same answer over HTTP, as far as the record tells it."""
+        user, name, side, amount, *rest, label = params
+        market_id = self._ids[name]
+        market = self._markets[market_id]
+        request = np.zeros(1, REQUEST)
+        is_limit = method == "order.put_limit"
+        request["kind"] = RequestKind.PUT_LIMIT if is_limit else RequestKind.PUT_MARKET
+        if is_limit:
+            request["price"], request["maker_fee"] = parse(rest[0], market.money_prec), parse(rest[2], market.fee_prec)
+        request["user_id"], request["market_id"], request["side"] = user, market_id, side
+        request["amount"] = parse(amount, market.stock_prec)
+        request["taker_fee"] = parse(rest[1] if is_limit else rest[0], market.fee_prec)
+        request["label_bytes"], request["label"][0, :len(label)] = len(label), np.frombuffer(label.encode(), np.uint8)
+        self._writer.write(request.tobytes())
+        reply = np.frombuffer(await self._reader.readexactly(ORDER_REPLY.itemsize), ORDER_REPLY)[0]
+        code = int(reply["code"])
+        if code != OK:
+            body = {"error": {"code": code, "message": "", "data": None}, "result": None, "id": 1}
+            return (504 if code == Code.SERVICE_TIMEOUT else 200), json.dumps(body).encode()
+
+        def money(name):
+            return fmt(int(reply[f"{name}_high"]) << 64 | int(reply[f"{name}_low"]), MONEY_DECIMALS)
+        return 200, json.dumps({"error": None, "result": {
+            "id": int(reply["order_id"]), "user": user, "source": label,
+            "left": fmt(int(reply["left_low"]), market.stock_prec),
+            "deal_stock": fmt(int(reply["deal_stock"]), market.stock_prec), "deal_money": money("deal_money"),
+            "deal_fee": money("deal_fee")}, "id": 1}).encode()

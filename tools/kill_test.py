@@ -23,11 +23,11 @@ from pathlib import Path
 from shm import configuration, segments
 from shm.process import memory_id
 from shm.segments import CounterWord
-from tools import launcher, local_exchange, report
+from tools import local_exchange, report
 from tools.kill_load import Load
 from tools.report import Failed
 
-KINDS = ("gateway", "matcher", "journaler", "watcher")
+KINDS = ("gateway", "matcher", "journaler", "watcher")  # gateway: of either kind
 SYNC_MODES = ("always", "interval", "none")
 IN_FLIGHT_MIN = 8
 CLIENTS = 96                   # more than the tiny command ring has slots
@@ -65,6 +65,8 @@ def add_parser(subparsers):
     parser.add_argument("--gateways", type=_at_least(1), default=1, metavar="N", help="HTTP gateways (default: 1)")
     parser.add_argument("--data", type=Path, metavar="DIR",
                         help="a new data directory, kept (default: a temporary one, kept where the audit fails)")
+    parser.add_argument("--binary-gateways", type=_at_least(0), default=0, metavar="N",
+                        help="binary gateways, to which half of the load sends its orders (default: 0)")
     report.add_json_option(parser)
     parser.set_defaults(run=run)
 
@@ -90,7 +92,7 @@ def run(options):
     with _data_directory(options.data) as data, report.progress("kills", options.kills) as advance:
         result = kill_test(data, kills=options.kills, seed=options.seed, seconds=options.seconds, sync=options.sync,
                            only=options.only, tiny_rings=options.tiny_rings, gateways=options.gateways,
-                           advance=advance)
+                           binary_gateways=options.binary_gateways, advance=advance)
         result["seconds"] = round(time.monotonic() - started, 1)
         report.write_json(options.json, result)
         for line in lines_of(result):
@@ -141,16 +143,18 @@ class Kill:
     served_after: float = None
 
 
-def settings_of(sync, tiny_rings, gateways):
+def settings_of(sync, tiny_rings, gateways, binary_gateways=0):
     """A configuration with small segments, so that many are begun, and room for the load alone."""
     settings = configuration.load(local_exchange.PROJECT / "exchange.toml")
-    rings = replace(settings.rings, gateways=gateways, **SHAPES[tiny_rings])
+    settings = replace(
+        settings, http=replace(settings.http, gateways=gateways),
+        binary=replace(settings.binary, gateways=binary_gateways))
+    rings = replace(settings.rings, **SHAPES[tiny_rings])
     limits = replace(settings.limits, orders_max=20_000, levels_max=20_000, balances_max=10_000, assets_max=16,
                      markets_max=16)
     journal = replace(settings.journal, sync=sync, sync_interval_ms=20,
                       segment_bytes=configuration.segment_bytes_needed(rings))
-    return local_exchange.private(replace(
-        settings, http=replace(settings.http, gateways=gateways), rings=rings, limits=limits, journal=journal))
+    return local_exchange.private(replace(settings, rings=rings, limits=limits, journal=journal))
 
 
 @dataclass
@@ -164,16 +168,16 @@ class Evidence:
 
 
 def kill_test(data, *, kills, seed, seconds=0, sync="always", only=KINDS, tiny_rings=False, gateways=1,
-              advance=lambda: None):
+              binary_gateways=0, advance=lambda: None):
     """Run the test on a new data directory; the result as `--json` writes it, with `is_well`. Raises Failed where the
     exchange does not serve again."""
-    settings = settings_of(sync, tiny_rings, gateways)
+    settings = settings_of(sync, tiny_rings, gateways, binary_gateways)
     with local_exchange.running(data, settings) as exchange:
         evidence = kill_under_load(exchange, kills, seed, seconds, only, advance)
     from tools.kill_audit import Audit  # late: the cache of its kernels is chosen by now
     audit = Audit(evidence)
     return {"kills": len(evidence.kills), "sync": sync, "seed": seed, "tiny_rings": tiny_rings, "gateways": gateways,
-            **audit.summary(), "per_kill": [{
+            "binary_gateways": binary_gateways, **audit.summary(), "per_kill": [{
                 "processes": kill.names, "recovering": kill.recovering, "frozen": kill.frozen,
                 "in_flight": len(kill.operations),
                 **audit.of_kill(kill), "seconds": round(kill.served_after, 3)} for kill in evidence.kills],
@@ -207,7 +211,7 @@ class Killer:
     def __init__(self, exchange, load, rng, kinds):
         self.exchange, self.load, self.rng = exchange, load, rng
         self.kills = []
-        gateways = [f"gateway-{index}" for index in range(exchange.settings.http.gateways)]
+        gateways = exchange.settings.gateways
         self._names = [name for kind in kinds for name in (gateways if kind == "gateway" else [kind])]
         self._served = [*gateways, "matcher", "journaler"]
         self._supervisord = int((exchange.data / "run" / "supervisord.pid").read_text())
@@ -215,7 +219,7 @@ class Killer:
         self._deck = []
 
     def page(self, name):
-        return self._pages[launcher.role_of(name)]
+        return self._pages[self.exchange.settings.role_of(name)]
 
     def kill_all(self, count, seconds, advance):
         """Kill `count` times within `seconds`, or as long as it takes, and wait until all is well in the end."""

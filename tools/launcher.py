@@ -27,7 +27,7 @@ from pipeline.watcher import Supervisor, SupervisorUnreachable
 from shm import configuration, kernel_cache, role_lock, segments
 from shm.configuration import ConfigurationError
 from shm.process import die_with_parent, instance_of, memory_id
-from shm.segments import CounterWord, Role, SegmentError
+from shm.segments import CounterWord, SegmentError
 from tools import supervisord_conf
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -55,11 +55,19 @@ class Place:
 
     @property
     def url(self):
-        host = self.settings.http.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.settings.http.port}/"
+        return f"http://{address_of(self.settings.http)}/"
+
+    @property
+    def binary_address(self):
+        return address_of(self.settings.binary)
 
     def log(self, name):
         return self.data / "log" / f"{name}.log"
+
+
+def address_of(settings):
+    """HOST:PORT, as `--http` takes it."""
+    return f"{f'[{settings.host}]' if ':' in settings.host else settings.host}:{settings.port}"
 
 
 def main(argv=None):
@@ -115,14 +123,16 @@ def run(place):
     try:
         instance_of(place.data)
         wait_for_old_processes(place.data)
-        check_address(place.settings.http.host, place.settings.http.port)
+        check_address("HTTP", place.settings.http, "with --http HOST:PORT or [http] in the configuration")
+        if place.settings.binary.gateways:
+            check_address("the binary port", place.settings.binary, "with [binary] in the configuration")
         compile_kernels(place)
         config = place.data / "run" / "exchange.toml"  # as it was checked, for processes that start later too
         configuration.write(place.settings, config)
         with supervisord_conf.control_socket(place.data) as control:
             supervisord_conf.write(
                 place.data / "run" / "supervisord.conf", control, config=config, data=place.data,
-                gateways=place.settings.http.gateways)
+                gateways=place.settings.http.gateways, binary_gateways=place.settings.binary.gateways)
             return Exchange(place, control).run()
     finally:
         os.close(held)
@@ -164,12 +174,14 @@ def old_processes(data):
     return found
 
 
-def check_address(host, port):
-    """Raises LaunchFailed where nobody could listen at host and port now."""
+def check_address(what, settings, remedy):
+    """Raises LaunchFailed where nobody could listen at the settings' host and port now."""
+    host, port = settings.host, settings.port
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
-        raise LaunchFailed(f"the HTTP host {host} is not known: {error.strerror}; see [http] host or --http") from None
+        raise LaunchFailed(
+            f"{what}: the host {host} is not known: {error.strerror}. Choose another {remedy}") from None
     for family, kind, protocol, _name, address in found:
         with socket.socket(family, kind, protocol) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -182,8 +194,7 @@ def check_address(host, port):
                     errno.EADDRNOTAVAIL: "this host has no such address",
                 }.get(error.errno, error.strerror)
                 raise LaunchFailed(
-                    f"HTTP cannot be served at {host}:{port}: {reason}. Choose another with --http HOST:PORT or [http]"
-                    " in the configuration") from None
+                    f"{what} cannot be served at {host}:{port}: {reason}. Choose another {remedy}") from None
 
 
 def compile_kernels(place):
@@ -198,12 +209,6 @@ def compile_kernels(place):
         task = progress.add_task("", total=None, visible=False)
         kernel_cache.ensure_compiled(root, lambda done, total, name: progress.update(
             task, completed=done, total=total, description=name, visible=True))
-
-
-def role_of(name):
-    """The row of a process's page of counters, by its name under supervisord."""
-    kind, dash, index = name.partition("-")
-    return int(Role[kind.upper()]) + (int(index) if dash else 0)
 
 
 class Exchange:
@@ -251,7 +256,7 @@ class Exchange:
             waiting = {name: seen_now for name, seen_now in found.items() if not seen_now[1].ready}
             if found and not waiting:
                 self.wait_for_http()
-                return {name: found[name][0] for name in sorted(found, key=role_of)}
+                return {name: found[name][0] for name in sorted(found, key=self.place.settings.role_of)}
             for name, (pid, _page) in waiting.items():
                 lives.setdefault(name, set()).add(pid)
                 if len(lives[name] - {0}) > DEATHS_MAX:
@@ -284,7 +289,7 @@ class Exchange:
             name, pid = info["name"], info["pid"]
             if info["state"] in (ProcessStates.BACKOFF, ProcessStates.FATAL):
                 raise LaunchFailed(f"supervisord cannot run {name}: {info['spawnerr']}")
-            page = None if words is None else words[role_of(name)].tolist()
+            page = None if words is None else words[self.place.settings.role_of(name)].tolist()
             found[name] = (pid, Page.of(page) if pid and page and page[CounterWord.PID] == pid else Page())
         return found
 
@@ -341,6 +346,8 @@ class Exchange:
         else:
             for name, pid in rows:
                 say(f"{name}: process {pid}, log {self.place.log(name)}")
+        if self.place.settings.binary.gateways:
+            say(f"Binary orders at {self.place.binary_address}.")
         say(f"Serving at {self.place.url} on {self.place.data}. Ctrl-C stops it. Try:\n"
             f"  curl -s {self.place.url} -d '{FIRST_REQUEST}'")
 

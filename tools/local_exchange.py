@@ -18,7 +18,6 @@ from pathlib import Path
 from shm import configuration, kernel_cache, segments
 from shm.process import die_with_parent, memory_id
 from shm.segments import CounterWord, SegmentError
-from tools import launcher
 from tools.client import Client
 from tools.report import Failed
 
@@ -46,8 +45,9 @@ def free_port():
 
 
 def private(settings):
-    """The configuration with a free port on this host, and the kernels that all private exchanges share."""
+    """The configuration with free ports on this host, and the kernels that all private exchanges share."""
     return replace(settings, http=replace(settings.http, host="127.0.0.1", port=free_port()),
+                   binary=replace(settings.binary, host="127.0.0.1", port=free_port()),
                    cache=replace(settings.cache, directory=str(KERNELS)))
 
 
@@ -118,7 +118,7 @@ class LocalExchange:
             memory = segments.attach(memory_id(self.data), self.settings.rings, write=False)
         except SegmentError:
             return None
-        return memory.counters.words[launcher.role_of(name)]
+        return memory.counters.words[self.settings.role_of(name)]
 
     def pid(self, name):
         return int(self.page(name)[CounterWord.PID])

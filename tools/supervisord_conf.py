@@ -45,15 +45,15 @@ def control_socket(data):
         folder.rmdir()
 
 
-def write(path, control, *, config, data, gateways):
+def write(path, control, *, config, data, gateways, binary_gateways):
     """Make the file `path`, for this user alone: the processes of `data` (all paths absolute)."""
-    text = render(control, config=config, data=data, gateways=gateways)
+    text = render(control, config=config, data=data, gateways=gateways, binary_gateways=binary_gateways)
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
 
 
-def render(control, *, config, data, gateways):
+def render(control, *, config, data, gateways, binary_gateways):
     """The text of the file: `control` is supervisord's socket."""
     paths = {                  # the longer before those that they begin with
         "%(here)s/data/run/supervisor.sock": str(control),
@@ -79,6 +79,7 @@ def render(control, *, config, data, gateways):
         for key, value in parser.items(section):
             parser.set(section, key, placed(value, quoted=key == "command"))
     parser.set("program:gateway", "numprocs", str(gateways))
+    parser.set("program:binary", "numprocs", str(binary_gateways))
     own = {
         "logfile": placed("%(here)s/data/log/supervisord.log", quoted=False), "logfile_maxbytes": "10MB",
         "logfile_backups": "5", "pidfile": placed("%(here)s/data/run/supervisord.pid", quoted=False), "umask": "077",

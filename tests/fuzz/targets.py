@@ -11,15 +11,8 @@ from gateways.arguments import InvalidArgument
 from gateways.catalog import Asset, Catalog, Market
 from gateways.envelope import MalformedRequest, decode_request, decode_requests, encode_error, encode_result
 from gateways.facts import learn
-from gateways.fast_request import (
-    BODY_BYTES_MAX,
-    ODD,
-    PLAIN,
-    REQUEST_ID,
-    TAKEN,
-    UNFINISHED,
-    make_intake,
-)
+from gateways.intake import ODD, PLAIN, REQUEST_ID, TAKEN, UNFINISHED, make_intake
+from gateways.lane import BODY_BYTES_MAX
 from gateways.protocol import INVALID_ARGUMENT, Refused, find_method
 from gateways.sockets import make_sockets
 from shm.configuration import Limits
