@@ -1,4 +1,6 @@
 """The binary connections of a gateway: as HTTP's, but for what is said on them: docs/binary-port.md."""
+from functools import partial
+
 import numpy as np
 
 from gateways.binary_protocol import NO_RESULT, ORDER_REPLY, GatewayField, welcome
@@ -11,32 +13,22 @@ from gateways.protocol import SERVICE_TIMEOUT, SERVICE_UNAVAILABLE
 from gateways.sockets import CONNECTED, RECORDS
 from gateways.turns import NEVER
 
-NO_BODY = 0                    # of HTTP
-
 
 class BinaryFront(Front):
-    first_marks = CONNECTED | RECORDS
-
     def __init__(self, bridge, answers, catalog, settings, instance):
         """`answers`: an Answers; `settings`: the configuration's [binary]; `instance`: the exchange's id, 16 bytes."""
-        self._instance, self._settings = instance, settings
+        self._welcome = partial(welcome, instance, settings.in_flight_max, settings.timeout_ms)
         intake = make_intake(ARENA_BYTES, PIECES_MAX, self._welcome())
         self._said = memoryview(intake.said.view(np.uint8))
-        self._join(bridge, answers, catalog, settings, intake, NO_BODY)
-
-    def _welcome(self, **refusal):
-        return welcome(self._instance, self._settings.in_flight_max, self._settings.timeout_ms, **refusal)
-
-    def _is_crowded(self):
-        return len(self._connections) > self._settings.connections_max
+        super().__init__(bridge, answers, catalog, settings, intake, first_marks=CONNECTED | RECORDS)
 
     def _refuse(self, connection):
         self._send(connection, self._welcome(
             code=SERVICE_UNAVAILABLE.code, field=GatewayField.CONNECTIONS,
             bound=self._settings.connections_max).tobytes())
 
-    def _leave(self, connection, outcome, rest, body_begin, body_end, begun_ns):
-        """See to what compiled code has left of a piece: its `rest`, and before it answers of the gateway itself."""
+    def _see_piece(self, connection, outcome, rest, body_begin, body_end, begun_ns):
+        """Send the answers that the gateway gives by itself, then see to the rest."""
         if outcome not in (ENDED, FAILED) and body_end > body_begin:
             self._send(connection, bytes(self._said[body_begin:body_end]))
             if connection.held & IS_GONE:
@@ -44,7 +36,7 @@ class BinaryFront(Front):
         if outcome == REFUSED:
             self._hang_up(connection)
         elif outcome != ANSWERED:
-            super()._leave(connection, outcome, rest, body_begin, body_end, begun_ns)
+            self._leave(connection, outcome, rest, begun_ns)
 
     def set_head(self, head):
         return NEVER           # records have none

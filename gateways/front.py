@@ -1,17 +1,14 @@
-"""The HTTP connections of a gateway: bytes in, commands into the rings; replies out, bytes back.
+"""The connections of a gateway: bytes in, commands into the rings; replies out, bytes back.
 
-In each turn (turns.py) compiled code reads what has come, takes the frequent requests from it, and sends their answers.
-A message that it does not take goes the plain way: its body to answers.py, or the whole connection, for good, to
-Tornado's server. A connection's answers keep the order of its requests: nothing of it is taken while something
-before it goes another way.
+In each turn (turns.py) compiled code reads what has come, takes what it understands of it, and sends the answers; what
+it leaves is seen to here and by the protocol's own front. A connection's answers keep the order of its requests:
+nothing of it is taken while something before it goes another way.
 """
 import asyncio
 import errno
 import select
 import socket
 import time
-
-import numpy as np
 
 from gateways.bridge import ROOM_WAIT_SECONDS
 from gateways.connection import (
@@ -20,13 +17,11 @@ from gateways.connection import (
     IS_CLOSING,
     IS_ENDED,
     IS_GONE,
-    PLAIN_RUNS,
     WAITS_FOR_ANSWER,
     WAITS_FOR_ROOM,
     Connection,
 )
-from gateways.http_message import Clock, encode_answer, encode_head
-from gateways.intake import ENDED, FAILED, NO_ROOM, ODD, PLAIN, TAKEN, UNFINISHED, make_intake
+from gateways.intake import ENDED, FAILED, NO_ROOM, TAKEN, UNFINISHED
 from gateways.sockets import BLOCKED, CONNECTED, HELD, TELL
 
 ARENA_BYTES = 2**22
@@ -45,21 +40,18 @@ STOP_LOOK_SECONDS = 0.005
 
 
 class Front:
-    """`bridge` gives it its turns and its answers, see NoFront there; `settings`: the configuration's [http].
+    """What all fronts do, whatever is said on their connections. Each says what differs: `_see_piece`, `_refuse`,
+    `set_head`, `give_up`, and `decide` where compiled code leaves replies to it.
 
-    What is HTTP's own of it binary_front.py replaces.
+    `bridge` gives it its turns and its answers, see NoFront there.
     """
-    first_marks = CONNECTED    # of a connection
     is_plain = False           # whether every request goes the plain way
 
-    def __init__(self, bridge, answers, plain_server, catalog, settings):
-        self._plain_server = plain_server
-        self.is_plain = settings.pretty
-        self._join(bridge, answers, catalog, settings, make_intake(ARENA_BYTES, PIECES_MAX), settings.body_bytes_max)
-
-    def _join(self, bridge, answers, catalog, settings, intake, body_bytes_max):
+    def __init__(self, bridge, answers, catalog, settings, intake, body_bytes_max=0, first_marks=CONNECTED):
+        """`settings`: its section of the configuration; `body_bytes_max`: of a request of HTTP; `first_marks`: of each
+        connection, for compiled code."""
         self._bridge, self._answers = bridge, answers
-        self._catalog, self._settings = catalog, settings
+        self._catalog, self._settings, self._first_marks = catalog, settings, first_marks
         self._loop = asyncio.get_running_loop()
         self.sockets, self._epoll = bridge.sockets, bridge.epoll
         self.intake = intake
@@ -75,7 +67,6 @@ class Front:
         self._listeners = []
         self._pause_told_ns = -PAUSE_TOLD_NS
         self._is_stopping = False
-        self._clock, self._head_date = Clock(), ""
         bridge.join(self, body_bytes_max, settings.in_flight_max)
 
     # Connections.
@@ -120,7 +111,7 @@ class Front:
             connected.close()  # cannot be: the system would have to give more files than its limit
             return
         self._connections[connection.file] = connection
-        self.sockets.marks[connection.file] = self.first_marks
+        self.sockets.marks[connection.file] = self._first_marks
         self.sockets.heard_ns[connection.file] = time.monotonic_ns()
         self._epoll.register(connection.file, select.EPOLLIN)
         if self._is_crowded():
@@ -130,10 +121,7 @@ class Front:
             self._close(connection)
 
     def _is_crowded(self):
-        return len(self._connections) + self._plain_server.connections > self._settings.connections_max
-
-    def _refuse(self, connection):
-        self._write(connection, self._answers.too_many_connections(self._settings.connections_max))
+        return len(self._connections) > self._settings.connections_max
 
     def _hold(self, connection, reason):
         """Read nothing more from it for this reason."""
@@ -251,15 +239,15 @@ class Front:
                     begun_ns = self._begun_ns.get(connection, self._turn_ns) if at == begin else self._turn_ns
                     if at > begin:
                         connection.room_ns = None
-                    self._leave(connection, outcome, self._arena[at:end], body_begin, body_end, begun_ns)
+                    self._see_piece(connection, outcome, self._arena[at:end], body_begin, body_end, begun_ns)
         for connection in self._retaken:
             if not connection.held & WAITS_FOR_ROOM:
                 connection.room_ns = None
             if not connection.held & IS_GONE:
                 self._settle(connection)
 
-    def _leave(self, connection, outcome, rest, body_begin, body_end, begun_ns):
-        """See to what compiled code has left of a piece: its `rest`, and before it a body for the plain way."""
+    def _leave(self, connection, outcome, rest, begun_ns):
+        """See to what compiled code has left of a piece, its `rest`, for a reason that every protocol has."""
         if outcome in (ENDED, FAILED):
             self._end(connection, outcome)
             return
@@ -267,11 +255,6 @@ class Front:
         if outcome == UNFINISHED:
             connection.message_ns = begun_ns
             self.sockets.kept_bytes[connection.file] = len(rest)
-        elif outcome == PLAIN:
-            self._hold(connection, PLAIN_RUNS)
-            self._start(self._answer_plainly(connection, bytes(self._arena[body_begin:body_end])))
-        elif outcome == ODD:
-            self._hand_over(connection)
         elif outcome == NO_ROOM:
             self._hold(connection, WAITS_FOR_ROOM)
             connection.room_ns = connection.room_ns or time.monotonic_ns()
@@ -293,7 +276,7 @@ class Front:
         self.sockets.marks[connection.file] |= TELL
         self._settle(connection)
 
-    # The plain way.
+    # What runs meanwhile.
 
     def _start(self, work):
         task = asyncio.ensure_future(work)
@@ -305,25 +288,7 @@ class Front:
         if not task.cancelled() and task.exception() is not None:
             self._bridge.defect("the front failed", task.exception())
 
-    async def _answer_plainly(self, connection, body):
-        self._write(connection, await self._answers.answer(body))
-        self._release(connection, PLAIN_RUNS)
-
-    def _hand_over(self, connection):
-        """Give the connection and what it has sent to the plain server. All its answers are written by now."""
-        connected, connection.socket = connection.socket, None
-        connection.held |= IS_GONE
-        self._epoll.unregister(connection.file)
-        del self._connections[connection.file]
-        self._plain_server.serve(connected, connection.kept)
-
     # Answers out.
-
-    def _write(self, connection, answer):
-        close = answer.close or self._is_stopping
-        self._send(connection, encode_answer(answer, self._clock.now(), close))
-        if close:
-            self._hang_up(connection)
 
     def _send(self, connection, data):
         """Send these bytes, now or when the client takes them."""
@@ -400,14 +365,6 @@ class Front:
 
     # What the bridge calls.
 
-    def set_head(self, head):
-        """Bring the head of compiled answers up to date; until when it is, CLOCK_REALTIME in ns."""
-        date = self._clock.now()
-        if date is not self._head_date:
-            self._head_date = date
-            head[:] = np.frombuffer(encode_head(date), np.uint8)
-        return self._clock.until_ns
-
     def answer(self, file, data):
         connection = self._connections.get(file)
         if connection is not None:  # else it broke with several answers at once
@@ -422,13 +379,6 @@ class Front:
             self._close(connection)
         elif connection.held & (WAITS_FOR_ANSWER | IS_ENDED):
             self._release(connection, WAITS_FOR_ANSWER)
-
-    def decide(self, file, message, request):
-        self.answer(file, encode_answer(self._answers.decide(request, message), self._clock.now(), False))
-
-    def give_up(self, file, request_id, shape, timeout):
-        self.sockets.in_flight[file] -= 1
-        self.answer(file, encode_answer(self._answers.too_late(request_id, timeout), self._clock.now(), False))
 
     def see_version(self, catalog_version):
         if catalog_version != self._catalog.version and not self._answers.is_learning:

@@ -5,12 +5,12 @@ from shm.configuration import HTTP_GATEWAY
 
 
 def fronts(bridge, answers, catalog, settings, _data):
-    from gateways.front import Front  # late: the cache of its kernels is chosen by now
+    from gateways.http_front import HttpFront  # late: the cache of its kernels is chosen by now
     from gateways.pages import Pages
     from gateways.plain_http import PlainServer
 
     plain_server = PlainServer(answers, settings.body_bytes_max, Pages(bridge))
-    return Front(bridge, answers, plain_server, catalog, settings), plain_server
+    return HttpFront(bridge, answers, plain_server, catalog, settings), plain_server
 
 
 if __name__ == "__main__":

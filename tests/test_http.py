@@ -19,7 +19,7 @@ from tornado.netutil import add_accept_handler, bind_sockets
 from gateways import event_loop
 from gateways.answers import Answers
 from gateways.catalog import Catalog
-from gateways.front import Front
+from gateways.http_front import HttpFront
 from gateways.pages import Pages
 from gateways.plain_http import PlainServer
 from shm import configuration, segments
@@ -57,7 +57,7 @@ class Exchange:
         bridge = self.rings.bridge(catalog, self._settings.http.timeout_ms, FILES_MAX)
         answers = Answers(bridge, catalog, REPORTS.append, self._settings.http.pretty)
         self.plain = plain = PlainServer(answers, BODY_BYTES_MAX, Pages(bridge))
-        self.front = Front(bridge, answers, plain, catalog, self._settings.http)
+        self.front = HttpFront(bridge, answers, plain, catalog, self._settings.http)
         bridge.attach(self._loop)
         self.pipeline.attend(self._loop, self.rings)
         assert await answers.try_to_learn()
