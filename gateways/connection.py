@@ -1,4 +1,4 @@
-"""One HTTP connection, as far as Python has to do with it. What its bytes mean is front.py's."""
+"""One connection, as far as Python has to do with it. What its bytes mean is http_front.py's or binary_front.py's."""
 IDLE_NS_MAX = 3600 * 10**9     # without a byte from the client
 MESSAGE_NS_MAX = 60 * 10**9    # for a message to come whole
 UNSENT_NS_MAX = 60 * 10**9     # for a client to take its answers

@@ -46,7 +46,7 @@ from gateways.intake import (
     UNFINISHED,
 )
 from gateways.lane import BODY_BYTES_MAX, NEXT, append, has_room, takes_writes
-from gateways.sockets import CONNECTED, HELD, READ_BYTES, RECORDS, TELL, read_socket
+from gateways.sockets import CONNECTED, FIRST_EVENT, HELD, READ_BYTES, RECORDS, TELL, read_socket
 from shm.kernel import called, inlined, kernel
 from shm.records import (
     ALL_ASSETS,
@@ -96,14 +96,21 @@ _ORDER_DEPTH, _ORDER_BOOK, _ORDER_PENDING = constant("order.depth"), constant("o
 def receive(sockets, intake, ready, count, used, now_ns):
     """Read the connections among the first `ready` events, as far as the arena goes: the bytes of each are a piece,
     behind `count` pieces and `used` bytes. Returns (how many pieces there are then, how many of them begin with room
-    for the `kept_bytes` of their connection)."""
+    for the `kept_bytes` of their connection).
+
+    The system tells those that stay ready in the same order each time: whoever finds no room is first the next time.
+    """
     continued = int64(0)
-    for index in range(ready):
+    index = sockets.own[FIRST_EVENT] - 1
+    sockets.own[FIRST_EVENT] = 0
+    for _ in range(ready):
+        index = index + 1 if index + 1 < ready else int64(0)
         file = int64(sockets.events[index].file)
         if file >= len(sockets.marks) or not sockets.marks[file] & CONNECTED:
             continue           # it is none of them
         kept = sockets.kept_bytes[file]
         if used + kept + READ_BYTES > len(intake.arena):
+            sockets.own[FIRST_EVENT] = index
             break              # it stays ready
         size = int64(-1)
         if not sockets.marks[file] & HELD:  # else it has failed: nothing else wakes for it

@@ -29,7 +29,7 @@ PIECES_MAX = 1024              # of one turn
 KEPT_BYTES_MAX = ARENA_BYTES // 2  # of one turn: the rest is for what has come
 ROOM_WAIT_NS = int(ROOM_WAIT_SECONDS * 1e9)
 UNSENT_BYTES_MAX = 2**27       # of all connections; beyond, a client that does not take its answers is cut off
-ROOM_RETRIES_MAX = 64          # connections that look for room again in one turn
+ROOM_RETRIES_MAX = 64          # connections that look for room again in one turn; those that are late beside
 LAST_WORD_SECONDS = 1.0        # after the last answer, what still comes is read away: a reset could overtake it
 LAST_READ_BYTES = 65_536
 ACCEPTS_MAX = 128              # of one tick of the event loop
@@ -197,8 +197,11 @@ class Front:
         self._turn_ns, self._retaken, self._begun_ns = now_ns, [], {}
         wanting, self._with_kept = self._with_kept, []
         if has_room and self._waiting:
-            wanting = wanting + self._waiting[:ROOM_RETRIES_MAX]
-            self._waiting = self._waiting[ROOM_RETRIES_MAX:]
+            count = min(ROOM_RETRIES_MAX, len(self._waiting))
+            while count < len(self._waiting) and self._is_late(self._waiting[count]):
+                count += 1     # these are answered now, room or not
+            wanting = wanting + self._waiting[:count]
+            self._waiting = self._waiting[count:]
         used = 0
         for index, connection in enumerate(wanting):
             if connection.held & IS_GONE:
@@ -208,7 +211,7 @@ class Front:
                 self._with_kept = wanting[index:]
                 break
             connection.held = connection.held & ~WAITS_FOR_ROOM | HAS_KEPT
-            is_late = connection.room_ns is not None and now_ns - connection.room_ns > ROOM_WAIT_NS
+            is_late = self._is_late(connection)
             self._arena[used:used + size] = connection.kept
             self.intake.pieces[len(self._retaken)] = (
                 connection.file, TAKEN, used, used + size, used, 0, 0, is_late)
@@ -217,6 +220,10 @@ class Front:
             self._retaken.append(connection)
             used += size
         return len(self._retaken), used
+
+    def _is_late(self, connection):
+        """Whether it has waited for room for too long."""
+        return connection.room_ns is not None and self._turn_ns - connection.room_ns > ROOM_WAIT_NS
 
     def continue_messages(self, begin, end):
         """Put the beginnings of messages before what has come of them now, in the pieces [begin, end)."""

@@ -25,6 +25,7 @@ HEADER_BYTES_MAX = 80 * 1024
 IDLE_SECONDS_MAX = 3600        # of a kept connection
 BODY_SECONDS_MAX = 60          # for a body to come
 UNSENT_BYTES_MAX = 2**26       # of all connections; beyond, a client that does not take its answers is cut off
+RECEIVED_BYTES_MAX = 2**26     # of bodies, of all connections; beyond, who sends more of one is cut off
 READ_AWAY_FACTOR = 16          # times body_bytes_max of a body too large are read, so that its sender hears why
 LAST_WRITE_SECONDS_MAX = 5.0   # for a client to take its last answer
 LENGTH_DIGITS_MAX = 20         # of a Content-Length; Tornado hangs up on a longer one
@@ -37,7 +38,7 @@ class PlainServer(HTTPServerConnectionDelegate):
         """`pages`: a Pages."""
         self.answers, self.body_bytes_max, self.pages = answers, body_bytes_max, pages
         self.stopping = False
-        self.unsent_bytes = 0
+        self.unsent_bytes = self.received_bytes = 0
         self._streams = set()
         self._tasks = set()
         self._clock = Clock()
@@ -174,7 +175,7 @@ class _Message(HTTPMessageDelegate):
         self._server, self._server_connection, self._connection = server, server_connection, connection
         self._page = None      # who answers instead
         self._is_post = self._is_answered = False
-        self._chunks, self._body_bytes = [], 0
+        self._body, self._body_bytes = bytearray(), 0  # a list of chunks would take many times their bytes
 
     def headers_received(self, start_line, headers):
         self._server_connection.stream.has_head()
@@ -190,10 +191,13 @@ class _Message(HTTPMessageDelegate):
 
     def data_received(self, chunk):
         self._body_bytes += len(chunk)
-        if self._body_bytes <= self._server.body_bytes_max:
-            self._chunks.append(chunk)
-        else:
+        if self._body_bytes > self._server.body_bytes_max:
             self._refuse_far_too_large(self._body_bytes)
+        elif self._page is None and not self._is_answered:
+            self._body += chunk
+            self._server.received_bytes += len(chunk)
+            if self._server.received_bytes > RECEIVED_BYTES_MAX:
+                self._server_connection.stream.close()
 
     def finish(self):
         self._server_connection.stream.has_message()
@@ -203,6 +207,7 @@ class _Message(HTTPMessageDelegate):
             self._server.start(self._answer())
 
     def on_connection_close(self):
+        self._forget_body()
         if self._page is not None:
             self._page.on_connection_close()
 
@@ -213,12 +218,20 @@ class _Message(HTTPMessageDelegate):
         elif not self._is_post or not self._body_bytes:
             answer = answers.no_request()
         else:
-            answer = await answers.answer(b"".join(self._chunks))
+            body = bytes(self._body)
+            self._forget_body()
+            answer = await answers.answer(body)
+        self._forget_body()
         await self._server.write(self._connection, answer)
+
+    def _forget_body(self):
+        self._server.received_bytes -= len(self._body)
+        self._body.clear()
 
     def _refuse_far_too_large(self, body_bytes):
         """Answer at once and hang up, without reading the rest."""
         if body_bytes > READ_AWAY_FACTOR * self._server.body_bytes_max and not self._is_answered:
             self._is_answered = True
+            self._forget_body()
             answer = self._server.answers.too_large(body_bytes, self._server.body_bytes_max)
             self._server.start(self._server.write(self._connection, answer))

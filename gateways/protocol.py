@@ -167,21 +167,29 @@ def _ids(params, parameter, ids):
     return [arguments.name(parameter, given, ids) for given in params]
 
 
+def _ids_of_names(params, parameter, ids, names_max):
+    """Names, which may be repeated: each repetition costs what another name does, so there are no more of them than
+    there could be names."""
+    if len(params) > names_max:
+        raise InvalidArgument("params", len(params), f"must be at most {names_max} names", names_max)
+    return _ids(params, parameter, ids)
+
+
 def _decode_asset_summary(params, catalog):
-    _ids(params, "asset", catalog.asset_ids)
+    _ids_of_names(params, "asset", catalog.asset_ids, catalog.limits.assets_max)
     return make_command(Kind.SUMMARIZE_ASSETS, catalog.limits.assets_max, ASSET_SUMMARY.itemsize)
 
 
 def _decode_market_summary(params, catalog):
-    _ids(params, "market", catalog.market_ids)
+    _ids_of_names(params, "market", catalog.market_ids, catalog.limits.markets_max)
     return make_command(Kind.SUMMARIZE_MARKETS, catalog.limits.markets_max, MARKET_SUMMARY.itemsize)
 
 
 def _decode_balance_query(params, catalog):
     if not params:
-        raise InvalidArgument("params", 0, "must be a user_id, then any number of assets")
+        raise InvalidArgument("params", 0, "must be a user_id, then assets or none")
     user_id = arguments.user_id("user_id", params[0])
-    asset_ids = dict.fromkeys(_ids(params[1:], "asset", catalog.asset_ids))
+    asset_ids = dict.fromkeys(_ids_of_names(params[1:], "asset", catalog.asset_ids, catalog.limits.assets_max))
     if len(params) == 1 or len(asset_ids) > _NAMED_ASSETS_MAX:
         return make_command(Kind.QUERY_BALANCE, catalog.limits.assets_max, BALANCE_ROW.itemsize, user_id=user_id,
                             asset_id=ALL_ASSETS)

@@ -42,14 +42,16 @@ class Sockets(NamedTuple):
     own: np.ndarray            # int64
 
 
-EPOLL, EVENTS_ADDRESS = range(2)  # of `own`
+# Of `own`.
+EPOLL, EVENTS_ADDRESS = 0, 1
+FIRST_EVENT = 2                # reading begins with it: the last time there was no room for its bytes
 
 
 def make_sockets(files_max, epoll):
     """`files_max`: above every file descriptor; `epoll`: the instance's."""
     events = np.zeros(EVENTS_MAX, EPOLL_EVENT)
     return Sockets(np.zeros(files_max, np.int32), np.zeros(files_max, np.int32), np.zeros(files_max, np.int32),
-                   np.zeros(files_max, np.int64), events, np.array([epoll, events.ctypes.data]))
+                   np.zeros(files_max, np.int64), events, np.array([epoll, events.ctypes.data, 0]))
 
 
 @inlined

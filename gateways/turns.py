@@ -154,9 +154,10 @@ def serve(lane, sockets, intake, box, facts, sleepers, counters, turn, scratch, 
             turn.pieces_left = take(lane, sockets, intake, facts, count, turn.body_bytes_max, turn.in_flight_max,
                                     turn.all_plain != 0, realtime, now)
         publish(lane, sleepers, page, turn)
+        reply_head = lane.own[REPLY_HEAD]
         turn.deliveries, turn.deliveries_left = drain(lane, sockets, box, facts, turn.room_bytes)
         head = command_head(lane.command_words, lane.own[ROW])
-        turn.has_room = turn.deliveries > 0 or head != lane.own[HEAD]
+        turn.has_room = lane.own[REPLY_HEAD] != reply_head or head != lane.own[HEAD]
         lane.own[HEAD] = head
         turn.is_late = due_of_oldest(lane, turn) <= now
         if turn.pieces_left != 0 or turn.deliveries < 0 or turn.deliveries_left != 0 or turn.is_asked != 0 \

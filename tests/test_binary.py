@@ -32,7 +32,9 @@ from gateways.binary_protocol import (
     GatewayField,
     RequestKind,
 )
+from gateways.bridge import ROOM_WAIT_SECONDS
 from gateways.catalog import Catalog
+from gateways.front import ROOM_RETRIES_MAX
 from gateways.messages import make_command
 from shm import configuration, segments
 from shm.decimals import fmt
@@ -501,6 +503,23 @@ def test_clients_that_leave_with_requests_in_flight_leave_nothing_behind(exchang
     assert is_open(client)
 
 
+def test_a_client_never_takes_a_late_reply_for_that_to_another_request(tmp_path):
+    with exchange_at(tmp_path) as frozen, BinaryClient("127.0.0.1", frozen.port, answer_seconds=0.2) as client:
+        frozen.pipeline.is_frozen = True
+        with pytest.raises(HungUp, match="PUT_LIMIT has no reply: timed out; it may be executed"):
+            client.put_limit(**PUT)
+        frozen.thaw()
+        with pytest.raises(HungUp, match="QUERY_BALANCE has no reply"):
+            client.query_balance(USER, 0)
+
+
+@pytest.mark.parametrize("value", [8000.25, 8000.0, "8000"])
+def test_a_client_takes_no_number_that_is_no_integer(client, value):
+    with pytest.raises(TypeError):
+        client.put_limit(**{**PUT, "price": value})
+    assert is_open(client)
+
+
 # Bounds.
 
 def test_more_records_than_may_be_in_flight_or_in_the_rings_wait_their_turn(exchange):
@@ -570,6 +589,23 @@ def test_full_rings_are_code_3_after_a_bounded_wait_and_end_by_themselves(tmp_pa
         frozen.thaw()
         assert not first.receive(256)["code"].any()
         assert is_open(first) and is_open(second)
+
+
+def test_the_wait_for_room_is_as_short_however_many_wait(tmp_path):
+    with exchange_at(tmp_path, timeout_ms=5000) as frozen, frozen.client() as first:
+        frozen.pipeline.is_frozen = True
+        first.send(np.concatenate([record(RequestKind.QUERY_BALANCE, number) for number in range(256)]))
+        wait_for(lambda: frozen.run(lambda: int(frozen.front.sockets.in_flight.sum())) == 256, "the ring is full")
+        clients = [frozen.client() for _ in range(6 * ROOM_RETRIES_MAX)]
+        began = time.monotonic()
+        for client in clients:
+            client.send(record(RequestKind.QUERY_BALANCE))
+        assert {int(client.receive(1)["code"][0]) for client in clients} == {3}
+        assert time.monotonic() - began < 5 * ROOM_WAIT_SECONDS
+        for client in clients:
+            client.close()
+        frozen.thaw()
+        assert not first.receive(256)["code"].any()
 
 
 def test_without_a_matcher_requests_are_code_3_until_there_is_one(tmp_path):

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import pytest
 
+from gateways import bridge as bridge_module
 from gateways import front as front_module
 from gateways import plain_http
 from gateways.connection import IS_ENDED, IS_GONE, WAITS_FOR_ANSWER, WAITS_FOR_ROOM
@@ -312,6 +313,32 @@ def test_connections_of_the_plain_server_count_as_the_others_do(tmp_path):
         small.close()
 
 
+def test_when_all_unfinished_bodies_are_too_much_who_sends_more_is_cut_off(exchange, connection, monkeypatch):
+    def received():
+        return exchange.run(lambda: exchange.plain.received_bytes)
+    limit = 20_000
+    monkeypatch.setattr(plain_http, "RECEIVED_BYTES_MAX", limit)
+    head = post(b"", "Transfer-Encoding: chunked")
+    slow = [Connection(exchange.plain_port) for _ in range(8)]
+    try:
+        for client in slow:
+            client.send(head + b"2\r\nxx\r\n" * 2000)
+        wait_for(lambda: exchange.run(lambda: exchange.plain.connections) < len(slow), "some are cut off")
+        assert 0 < received() <= limit
+        connection.send(post(CALL))
+        assert json.loads(connection.receive()[2])["id"] == 1
+    finally:
+        for client in slow:
+            client.__exit__()
+    wait_for(lambda: received() == 0, "all are forgotten")
+    connection.send(ODD_CALL * 3)
+    for _ in range(3):
+        assert json.loads(connection.receive()[2])["id"] == 1
+    connection.send(post(b"x" * 100, path="/health", verb="GET"))
+    assert connection.receive()[0] == "HTTP/1.1 200 OK"
+    assert received() == 0
+
+
 @pytest.fixture
 def frozen(tmp_path):
     """An exchange whose matcher does nothing for now, and that reads little ahead."""
@@ -407,3 +434,27 @@ def test_a_wait_for_room_ends_with_the_room(frozen):
     assert frozen.run(lambda: [each.room_ns for each in frozen.front._connections.values()]) == [None] * 8
     for client in clients:
         client.__exit__()
+
+
+def test_room_that_answers_given_up_have_left_is_taken_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(bridge_module, "ROOM_WAIT_SECONDS", 60)
+    monkeypatch.setattr(front_module, "ROOM_WAIT_NS", 60 * SECOND_NS)
+    late = Exchange(tmp_path, timeout_ms=300)
+    try:
+        late.pipeline.is_frozen = True
+        clients = [Connection(late.port) for _ in range(6)]
+        for client in clients:     # 76 of 512 reply slots each
+            client.send(BOOK)
+        for client in clients:
+            assert client.receive()[0] == "HTTP/1.1 504 Gateway Timeout"
+        late.run(lambda: (late.pipeline.apply(), late.pipeline.free()))
+        with Connection(late.port) as waiting:
+            waiting.send(BOOK)
+            wait_for(lambda: held(late).count(WAITS_FOR_ROOM) == 1, "one waits for room")
+            late.pipeline.is_frozen = False
+            late.run(late.pipeline.release)
+            assert json.loads(waiting.receive()[2])["id"] == 8
+        for client in clients:
+            client.__exit__()
+    finally:
+        late.close()

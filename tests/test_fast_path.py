@@ -354,6 +354,27 @@ def test_a_connection_is_read_only_where_all_that_may_come_has_room_behind_what_
         assert sockets.heard_ns[ours.fileno()] == 5
 
 
+def test_who_has_found_no_room_is_read_first_the_next_time():
+    """Three connections that always have something, in the order in which the system tells them each time."""
+    pairs = [socket.socketpair() for _ in range(3)]
+    files = [ours.fileno() for ours, _ in pairs]
+    sockets, intake = make_sockets(max(files) + 1, -1), make_intake(READ_BYTES + 100, 4)
+    for index, (_, theirs) in enumerate(pairs):
+        sockets.events[index]["file"] = files[index]
+        sockets.marks[files[index]] = CONNECTED
+        theirs.send(b"x" * 1000)
+    read = []
+    for _ in range(7):
+        assert receive(sockets, intake, 3, 0, 0, 5) == (1, 0)
+        read.append(files.index(intake.pieces[0]["connection"]))
+        pairs[read[-1]][1].send(b"x" * 1000)
+    assert read == [0, 1, 2, 0, 1, 2, 0]
+    assert receive(sockets, intake, 1, 0, 0, 5) == (1, 0), "fewer are ready than were"
+    for pair in pairs:
+        for each in pair:
+            each.close()
+
+
 def test_a_connection_that_does_not_take_its_answer_is_blocked_and_the_answer_is_python_s(paths, monkeypatch):
     ours, theirs = socket.socketpair()
     with ours, theirs:

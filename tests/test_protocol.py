@@ -349,6 +349,16 @@ def test_more_assets_than_a_command_names_are_answered_too():
     assert [row["name"] for row in ask(exchange, "asset.summary", "A3", "A1", "A3")["result"]] == ["A3", "A1", "A3"]
 
 
+def test_more_names_than_there_can_be_are_refused_as_each_repetition_costs_what_a_name_does():
+    exchange = answers_over_a_core(CONFIG, limits={"assets_max": 20, "markets_max": 10})
+    for method, before, name, most in (("asset.summary", (), "BTC", 20), ("market.summary", (), "BTCUSDT", 10),
+                                       ("balance.query", (1,), "BTC", 20)):
+        assert ask(exchange, method, *before, *[name] * most)["error"] is None
+        assert ask(exchange, method, *before, *[name] * (most + 1))["error"] == {
+            "code": 1, "message": "invalid argument", "data": {
+                "parameter": "params", "value": most + 1, "rule": f"must be at most {most} names", "limit": most}}
+
+
 # What the way there can do.
 
 def test_a_name_that_the_gateway_does_not_know_is_looked_for_once_by_all_who_ask(answers):

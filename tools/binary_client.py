@@ -6,6 +6,7 @@
 Prices, amounts and fee rates are integers of the market's precisions. Whoever has many requests makes an array of them
 and gets an array of replies: `requests`, `send`, `receive`.
 """
+import operator
 import socket
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ class BinaryRefused(Failed):
 
 
 class HungUp(Failed):
-    """The exchange has ended the connection; what is not answered may be executed."""
+    """The connection has ended, or a request had no reply on it; what is not answered may be executed."""
 
 
 class OrderState(NamedTuple):
@@ -134,15 +135,25 @@ class BinaryClient:
             rest = rest[self.receive_some(rest):]
         return np.frombuffer(data, dtype)
 
-    # One after the other. Each raises BinaryRefused.
+    # One after the other. Each raises BinaryRefused or HungUp.
 
     def call(self, kind, **fields):
-        """The reply to one request, an ORDER_REPLY."""
+        """The reply to one request, an ORDER_REPLY. Numbers are integers: a float or a Decimal is a TypeError.
+
+        Raises HungUp where none comes, and hangs up.
+        """
         request = self.requests(1, kind)
         for name, value in fields.items():
-            request[name] = value
-        self.send(request)
-        reply = self.receive(1)
+            request[name] = value if name == "label" else operator.index(value)
+        try:
+            self.send(request)
+            reply = self.receive(1)
+        except BaseException as problem:
+            self.close()           # a late reply would be taken for that to the next request
+            if isinstance(problem, OSError):
+                raise HungUp(f"{RequestKind(kind).name} has no reply: {problem.strerror or problem}; it may be executed"
+                             " nevertheless") from None
+            raise
         if reply["code"][0] != OK:
             raise BinaryRefused(RequestKind(kind).name, reply[0])
         return reply
