@@ -61,7 +61,10 @@ class _Kernel(JITCodeLibrary):
         _link(self._final_module, self._linking_libraries)
         for function in _defined(self._final_module):
             if function.name not in own:
-                function.linkage = "internal"  # so that one which is inlined everywhere is dropped
+                # internal, so that one which is inlined everywhere is dropped; and under another name, as the linker of
+                # this process takes any function of a name for a weak one of it, also one with other registers
+                function.linkage = "internal"
+                function.name = f"{self.name}.{function.name}"
         self._linking_libraries = []
         super().finalize()
 
