@@ -7,10 +7,11 @@ record says that the missing one was synced: that is damage, and nobody may go o
 """
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.chain import SLOT_BYTES
 from pipeline.segment_content import SegmentContent, as_records, runs_of
-from pipeline.segment_file import HEADER_BYTES, JournalRefused, seal_of, segments_of
+from pipeline.segment_file import HEADER_BYTES, JournalRefused, last_sequence_of, seal_of, segments_of
 
 
 class JournalDamaged(JournalRefused):
@@ -22,6 +23,23 @@ class JournalDamaged(JournalRefused):
             f" sequence {synced} was written and may have been answered: restore this file from a copy, then start"
             " again (keep what is in the directory until then)")
         self.path, self.offset, self.sequence = path, offset, sequence
+
+
+class Place(NamedTuple):
+    """A place in the journal: behind the record of this sequence, which has this chain value."""
+    sequence: int
+    chain: int
+
+
+START = Place(0, 0)
+
+
+class NotOnTheJournal(JournalRefused):
+    """The journal has no record of this sequence with this chain value."""
+
+    def __init__(self, directory, place):
+        super().__init__(f"{directory} has no record of sequence {place.sequence} with chain value {place.chain:016x}")
+        self.place = place
 
 
 @dataclass(frozen=True)
@@ -77,22 +95,26 @@ class Journal:
         return kept
 
 
-def spans(directory, instance, from_sequence=1, written=0, progress=lambda: None):
+def spans(directory, instance, from_sequence=1, written=0, progress=lambda: None, behind=START):
     """The journal of this instance in a directory, as `Journal`; empty where there is none.
 
-    `written` is a sequence up to which all was written, as shared memory knows it; `progress()` is called now and then,
-    also by what is done with the result later.
-    Raises JournalRefused for files that do not belong there, JournalDamaged where a record is missing that was synced,
-    as a later record or a seal says, or written.
+    `behind`: a Place; nothing up to it is looked at, and segments that hold nothing else may be gone. `written` is a
+    sequence up to which all was written, as shared memory knows it; `progress()` is called now and then, also by what
+    is done with the result later.
+    Raises JournalRefused for files that do not belong there, NotOnTheJournal where the place is not in it,
+    JournalDamaged where a record is missing that was synced, as a later record or a seal says, or written.
     """
     runs, damage, highest = [], [], 0
-    contents = [SegmentContent(segment, progress) for segment in segments_of(directory, instance)]
+    contents = [SegmentContent(segment, progress) for segment in segments_of(directory, instance)
+                if not is_behind(segment, behind)]
     for content in contents:
         found, known_synced = runs_of(content)
         highest = max(highest, known_synced)
         runs += [run for run in found if run.first_sequence]
         damage += [run for run in found if not run.first_sequence]
-    in_order, end_sequence, end_chain = read_order(runs)
+    if behind != START and not any(run.holds(*behind) for run in runs):
+        raise NotOnTheJournal(directory, behind)
+    in_order, end_sequence, end_chain = read_order(runs, behind)
     seals = [seal_of(content.path) for content in contents]
     known = max(highest, written, *(sequence for sequence, _chain in seals)) if seals else written
     if known > end_sequence:
@@ -116,11 +138,17 @@ def records(directory, instance, from_sequence=1):
             slot = behind
 
 
-def read_order(runs):
-    """(spans in order, last sequence, its chain value): each sequence from the newest run that has it and continues
-    the chain."""
+def is_behind(segment, place):
+    """Whether a segment holds nothing but records before the one that the place is behind: its seal says so, if it was
+    made when the segment was finished."""
+    return 0 < last_sequence_of(segment.path) < place.sequence
+
+
+def read_order(runs, behind=START):
+    """(spans in order, last sequence, its chain value): each sequence after `behind` from the newest run that has it
+    and continues the chain."""
     waiting = sorted(runs, key=lambda run: run.first_sequence, reverse=True)
-    covering, in_order, chosen, sequence, chain = [], [], None, 0, 0
+    covering, in_order, chosen, (sequence, chain) = [], [], None, behind
     while True:
         sequence += 1
         while waiting and waiting[-1].first_sequence <= sequence:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline import journal, release
+from pipeline import recovery, release
 from pipeline.chain import SLOT_WORDS
 from pipeline.release import (
     CURSOR,
@@ -176,7 +176,9 @@ class Journaler:
                 f" begin anew with nothing, remove {self._begun} first")
 
     def _read(self):
-        return journal.spans(self._directory, self._instance, progress=partial(show_progress, self.process))
+        found, _snapshot, _place = recovery.read_journal(
+            self.process.data, self._instance, self._say, progress=partial(show_progress, self.process))
+        return found
 
     def _write_again(self, found, sequence):
         """Write the records from `sequence` on to segments of this process: then the whole journal is on disk."""
@@ -196,7 +198,7 @@ class Journaler:
         self._is_gapless = True
         self._publish(np.array([SYNCED_WORD]))
         if self.segment is not None:
-            self._seal()
+            self._seal(is_last=False)
 
     def _await_segment(self):
         while not self._begin_segment():
@@ -220,8 +222,10 @@ class Journaler:
 
     def abandon(self):
         """After a failed write or sync: remove the segment at hand where nothing that left the ring is in it, so that
-        a broken disk is not filled with such segments."""
-        if self.segment is not None and not self.segment.ever_synced and self.settings.sync != "none":
+        a broken disk is not filled with such segments. The first one stays: without any the journal would count as
+        lost."""
+        if self._number > 1 and self.segment is not None and not self.segment.ever_synced and (
+                self.settings.sync != "none"):
             self.segment.remove()
 
     # --- a span
@@ -318,13 +322,13 @@ class Journaler:
     def _finish_segment(self):
         if self.segment is not None:
             self._sync_written()
-            self._seal()
+            self._seal(is_last=True)
             self.segment.finish()
             self.segment = None
 
-    def _seal(self):
+    def _seal(self, is_last):
         if self.span[SEQUENCE] == journal_word(self.words, SYNCED):
-            self.segment.seal(self.span[SEQUENCE], self._chain)
+            self.segment.seal(self.span[SEQUENCE], self._chain, is_last)
 
     def _look_after_room(self):
         """Keep the next segment in the making. While the disk has no room for it, refuse writes before the rings'

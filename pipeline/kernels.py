@@ -1,13 +1,14 @@
 """The pipeline's kernels, with the types they are called with: see shm/kernel_compiler.py."""
 import numpy as np
 
-from pipeline import release, segment_content
+from pipeline import release, segment_content, snapshot
 from pipeline.chain import chain_value
 from pipeline.core import apply_one
 from pipeline.digest import state_digest
+from pipeline.divergence import digest_of_matcher
 from pipeline.inbox import make_inbox
 from pipeline.output import make_output, private_output
-from pipeline.replay import largest_limits, replay_span
+from pipeline.replay import largest_limits, replay_span, replay_until_change
 from pipeline.sequencer import (
     OWN_WORDS,
     Rings,
@@ -15,12 +16,13 @@ from pipeline.sequencer import (
     journal_configuration,
     make_record,
     serve,
+    show_digest,
     stamp_time,
 )
 from pipeline.state import allocate
 from shm import doorbell, segments
 from shm.clock import make_scratch
-from shm.records import COMMAND, JOURNAL, LIMITS
+from shm.records import COMMAND, JOURNAL, LIMITS, ORDER
 from shm.segments import ROLES, slot_view
 
 
@@ -65,10 +67,17 @@ def kernels():
     private = private_output(1, 1)
     small = [
         (state_digest, (state,)),
+        (snapshot.copy_balances, (state, np.zeros(1, snapshot.SNAPSHOT_BALANCE))),
+        (snapshot.copy_orders, (state, np.zeros((1, 1), np.uint64))),
+        (snapshot.copy_keys, (state, np.zeros(1, snapshot.SNAPSHOT_KEY))),
+        (snapshot.restore_balances, (state, np.zeros(1, snapshot.SNAPSHOT_BALANCE))),
+        (snapshot.restore_orders, (state, np.zeros(1, ORDER), np.zeros((1, 1), np.uint64))),
+        (snapshot.restore_keys, (state, np.zeros(1, snapshot.SNAPSHOT_KEY))),
         (release.collect, (journal_words, ring, ring_words, number, number, staging_words.view(JOURNAL), staging_words,
                            span, moved)),
         (segment_content.find_runs, (
             records, slots.reshape(-1), number, number, np.zeros(1, segment_content.RUN), number)),
+        (segment_content.continue_run, (records, slots.reshape(-1), number, number, check, number, number)),
         (segment_content.slot_after, (records, number, number)),
         (segment_content.slot_within, (records, number, number, number)),
         (largest_limits, (records, slots, number, number, words)),
@@ -84,10 +93,13 @@ def kernels():
     ]
     core = [
         (serve, (state, inbox, out, rings)),
-        (replay_span, (state, inbox, private, records, slots, number, number, words, number)),
+        (replay_span, (state, inbox, private, records, slots, number, number, words, number, number)),
+        (replay_until_change, (state, inbox, private, records, slots, number, number, number, number)),
         (apply_one, (state, inbox, private, number)),
         (journal_configuration, (state, inbox, rings, True, number)),
         (stamp_time, (rings,)),
+        (show_digest, (state, memory.counters.words)),
+        (digest_of_matcher, (memory.counters.words,)),
         (free_commands, (rings,)),
     ]
     return [core, *([kernel] for kernel in small)]

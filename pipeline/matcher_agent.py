@@ -7,13 +7,11 @@ from functools import partial
 
 import numpy as np
 
-from pipeline import journal, seeding
+from pipeline import recovery, seeding
 from pipeline.core import apply_one
 from pipeline.digest import state_digest
 from pipeline.output import make_output
 from pipeline.release import journal_word
-from pipeline.replay import limits_in, replay
-from pipeline.replica import Replica
 from pipeline.sequencer import (
     BATCH_MAX,
     BROKE,
@@ -23,6 +21,8 @@ from pipeline.sequencer import (
     COMMAND_MALFORMED,
     GENERATION,
     JOURNAL_END,
+    LOOK_EVERY_NS,
+    LOOK_NS,
     OWN_WORDS,
     REPLY_RING_OVERRUN,
     SPIN_NS,
@@ -32,9 +32,10 @@ from pipeline.sequencer import (
     journal_configuration,
     make_record,
     serve,
+    show_digest,
     stamp_time,
 )
-from pipeline.state import ASSETS, DEFECT, EVENT_POSITION, MARKETS, OUTPUT_DIGEST, SEQUENCE, TIME_NS, populate
+from pipeline.state import ASSETS, DEFECT, EVENT_POSITION, MARKETS, SEQUENCE, TIME_NS, populate
 from shm import doorbell
 from shm.clock import make_scratch
 from shm.fatal_log import fatal
@@ -115,20 +116,20 @@ class Matcher:
         began = time.monotonic()
         memory = self.memory
         gateways = memory.commands.shape.rows
-        directory = self.process.data / "journal"
         words = memory.journal.words
-        found = journal.spans(
-            directory, instance_of(self.process.data), progress=partial(show_progress, self.process),
-            written=max(int(journal_word(words, int(word))) for word in (JournalWord.SYNCED, JournalWord.FOLLOWABLE)))
-        limits = limits_in(found, seeding.limits_of(self.configuration), partial(show_progress, self.process))
-        replica = Replica(limits)
         journaled = np.zeros(gateways, np.int64)
         counters = self.process.counters
 
-        def progress():
+        def progress(replica=None):
             show_progress(self.process)
-            counters[CounterWord.SEQUENCE] = replica.sequence
-        replay(replica, found, journaled, memory.generation, progress)
+            if replica is not None:
+                counters[CounterWord.SEQUENCE] = replica.sequence
+        begun = recovery.recover(
+            self.process.data, instance_of(self.process.data), seeding.limits_of(self.configuration),
+            partial(fatal, self.process.data, self.process.name), journaled, memory.generation,
+            written=max(int(journal_word(words, int(word))) for word in (JournalWord.SYNCED, JournalWord.FOLLOWABLE)),
+            progress=progress)
+        replica, found = begun.replica, begun.found
         self.state, self.inbox = replica.state, replica.inbox
         released = memory.commands.words[:, CommandWord.RELEASED].copy()
         assert (journaled <= released).all(), f"journaled up to {journaled}, released up to {released}"
@@ -139,9 +140,10 @@ class Matcher:
         self.rings = self._make_rings(released, found.end_chain)
         free_commands(self.rings)
         counters[CounterWord.RECORDS] = 0
-        counters[CounterWord.SEQUENCE] = self.state.counters[SEQUENCE]
-        counters[CounterWord.OUTPUT_DIGEST] = self.state.counters[OUTPUT_DIGEST]
-        say(self.process.name, f"{self.state.counters[SEQUENCE]} records replayed in {time.monotonic() - began:.2f} s")
+        show_digest(self.state, memory.counters.words)
+        behind = f" behind {begun.snapshot.path.name}" if begun.snapshot else ""
+        say(self.process.name, f"{found.end_sequence - begun.place.sequence} records replayed{behind} in"
+            f" {time.monotonic() - began:.2f} s")
 
     def _make_rings(self, released, chain):
         memory, settings = self.memory, self.configuration.matcher
@@ -150,6 +152,7 @@ class Matcher:
         own[JOURNAL_END] = memory.journal.words[0, JournalWord.CURSOR]
         own[CHAIN] = np.uint64(chain).view(np.int64)
         own[SPIN_NS], own[BATCH_MAX] = settings.spin_us * 1000, settings.batch_max
+        own[LOOK_NS] = LOOK_EVERY_NS
         own[GENERATION], own[STAMPED_NS] = memory.generation, self.state.counters[TIME_NS]
         bells = np.full(ROLES, -1, np.int64)
         bells[Role.MATCHER], bells[Role.JOURNALER] = self._bell, self._journaler_bell

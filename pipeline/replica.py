@@ -8,11 +8,12 @@ from pipeline.output import private_output
 from pipeline.state import DEFECT, EVENT_POSITION, SEQUENCE, allocate
 from shm.records import BALANCE_EVENT, COMMAND, DEAL_EVENT, EVENT_HEADER, ORDER_EVENT, EventKind, Result
 
+EVENT_SLOTS = 1 << 14
 _EVENT_DTYPES = {EventKind.BALANCE: BALANCE_EVENT, EventKind.DEAL: DEAL_EVENT, EventKind.ORDER: ORDER_EVENT}
 
 
 class Replica:
-    def __init__(self, limits, event_slots=1 << 14):
+    def __init__(self, limits, event_slots=EVENT_SLOTS):
         """An empty core with room for `limits`. One command's events must fit `event_slots`, or they are lost here."""
         self.state = allocate(limits)
         self.inbox = make_inbox()
@@ -49,12 +50,23 @@ class Replica:
     def drain_events(self):
         """The events since the last call, in order: ORDER_EVENT, DEAL_EVENT and BALANCE_EVENT records."""
         end = int(self.state.counters[EVENT_POSITION])
-        mask = len(self.out.event_words) - 1
         assert end - self._drained <= len(self.out.event_words), "more events than slots"
-        events = []
-        for position in range(self._drained, end):
-            raw = self.out.event_words[position & mask].tobytes()
-            kind = EventKind(np.frombuffer(raw, EVENT_HEADER, 1)[0]["kind"])
-            events.append(np.frombuffer(raw, _EVENT_DTYPES[kind], 1)[0])
+        events = [self._event(position) for position in range(self._drained, end)]
         self._drained = end
         return events
+
+    def last_events(self):
+        """The events of the last command that made some, in order."""
+        end = int(self.state.counters[EVENT_POSITION])
+        events = []
+        for position in range(end - 1, max(end - len(self.out.event_words), 0) - 1, -1):
+            event = self._event(position)
+            if events and event["sequence"] != events[-1]["sequence"]:
+                break
+            events.append(event)
+        return events[::-1]
+
+    def _event(self, position):
+        raw = self.out.event_words[position % len(self.out.event_words)].tobytes()
+        kind = EventKind(np.frombuffer(raw, EVENT_HEADER, 1)[0]["kind"])
+        return np.frombuffer(raw, _EVENT_DTYPES[kind], 1)[0]

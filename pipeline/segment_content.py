@@ -3,7 +3,7 @@ import mmap
 import os
 
 import numpy as np
-from numba import int64
+from numba import int64, uint64
 
 from pipeline.chain import SLOT_BYTES, SLOT_WORDS, whole_slots
 from pipeline.segment_file import HEADER_BYTES, JournalRefused
@@ -144,6 +144,22 @@ def slot_within(records, slot, end_slot, count):
     return slot
 
 
+@kernel
+def continue_run(records, words, slot, sequence, chain, until, slots_max):
+    """How far the records from `slot` on continue a place of the journal, at most to the sequence `until` and some
+    `slots_max` slots. Returns (slot, sequence, chain value) behind the last of them."""
+    end_slot = min(len(records), slot + slots_max)
+    while slot < end_slot and sequence < until:
+        slots = whole_slots(records, words, slot)
+        record = records[slot]
+        if slots == 0 or record["sequence"] != sequence + 1 or record["previous"] != uint64(chain):
+            break
+        sequence += 1
+        chain = record["chain"]
+        slot += slots
+    return slot, sequence, chain
+
+
 class Run:
     """A run of records. Places in it are asked for in ascending order of sequences: it keeps the last one."""
 
@@ -165,6 +181,10 @@ class Run:
         self._slot = self.content.slot_after(self._slot, sequence - self._sequence)
         self._sequence = sequence
         return self._slot
+
+    def holds(self, sequence, chain):
+        """Whether it has the record of this sequence with this chain value."""
+        return self.first_sequence <= sequence <= self.last_sequence and self.chain_before(sequence + 1) == chain
 
     def chain_before(self, sequence):
         """The chain value that the record of this sequence continues; after the last one, the last one's own."""

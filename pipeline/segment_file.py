@@ -32,6 +32,7 @@ HEADER = np.dtype([
 SEAL_OFFSET = 512              # a sector of its own in the header page: written later than the header
 SEAL = np.dtype([              # the journal was on disk up to here; the last one that the segment's process noted
     ("sequence", "<i8"), ("chain", "<u8"),
+    ("is_last", "<u8"),        # 1: no record comes behind it in this segment
     ("checksum", "<u8"),       # CRC-32 of all before it
 ])
 PREPARED, MAKING = "next.prepared", "next.making"
@@ -111,12 +112,23 @@ def _checksum(content, dtype=HEADER):
 
 def seal_of(path):
     """(sequence, chain) of a segment's seal; (0, 0) where it has none that is whole."""
+    sequence, chain, _is_last = _seal_of(path)
+    return sequence, chain
+
+
+def last_sequence_of(path):
+    """The last sequence in a segment that its process has finished; 0 where nobody knows without reading it all."""
+    sequence, _chain, is_last = _seal_of(path)
+    return sequence if is_last else 0
+
+
+def _seal_of(path):
     with open(path, "rb") as file:
         content = os.pread(file.fileno(), SEAL.itemsize, SEAL_OFFSET)
     if len(content) < SEAL.itemsize:
-        return 0, 0
-    sequence, chain, checksum = np.frombuffer(content, SEAL)[0].item()
-    return (sequence, chain) if checksum == _checksum(content, SEAL) else (0, 0)
+        return 0, 0, 0
+    *seal, checksum = np.frombuffer(content, SEAL)[0].item()
+    return seal if checksum == _checksum(content, SEAL) else (0, 0, 0)
 
 
 def _header(instance, number):
@@ -193,13 +205,13 @@ class SegmentFile:
         self._failed = True
         return JournalUnwritable.of(problem, self.segment.path)
 
-    def seal(self, sequence, chain):
+    def seal(self, sequence, chain, is_last):
         """Note that the whole journal up to this record is on disk: a start with fresh rings that finds it ending there
-        has nothing to write again. Where the note is lost it writes once more, so it is not synced. Raises
-        JournalUnwritable."""
+        has nothing to write again. Where the note is lost it writes once more, so it is not synced. `is_last`: the
+        segment gets no more records. Raises JournalUnwritable."""
         assert not self._failed and not self.unsynced, self.segment
         seal = np.zeros(1, SEAL)
-        seal["sequence"], seal["chain"] = sequence, chain
+        seal["sequence"], seal["chain"], seal["is_last"] = sequence, chain, is_last
         seal["checksum"] = _checksum(seal.tobytes(), SEAL)
         try:
             write_all(self._descriptor, seal.tobytes(), SEAL_OFFSET)

@@ -13,7 +13,7 @@ from pipeline.core import apply
 from pipeline.lookahead import FIRST, SECOND, THIRD, fetch_cells, fetch_neighbours, fetch_orders, is_worthwhile
 from pipeline.replay import BODY_WORDS, COMMAND_WORDS, SLOT_WORDS, STAMP_WORDS
 from pipeline.state import DEFECT, EVENT_POSITION, OUTPUT_DIGEST, SEQUENCE
-from shm.atomics import fence_seq_cst, load_acquire, store_release
+from shm.atomics import fence_release, fence_seq_cst, load_acquire, store_release
 from shm.clock import CLOCK_MONOTONIC, CLOCK_REALTIME, now_ns, wait_for_bell
 from shm.doorbell import announce_sleep, announce_waking, ring_if_asleep
 from shm.kernel import inlined, kernel
@@ -42,6 +42,7 @@ FULL_WORD = int(CounterWord.FULL)
 WAKEUPS_WORD = int(CounterWord.WAKEUPS)
 SEQUENCE_WORD = int(CounterWord.SEQUENCE)
 DIGEST_WORD = int(CounterWord.OUTPUT_DIGEST)
+DIGEST_SEQUENCE_WORD = int(CounterWord.DIGEST_SEQUENCE)
 CLOCK_STEPS_WORD = int(CounterWord.CLOCK_STEPS)
 
 # Words of `own`: the matcher's private cursors.
@@ -53,7 +54,8 @@ GENERATION = 4                 # of the shared memory
 BROKEN = 5                     # which invariant
 BROKEN_GATEWAY = 6
 STAMPED_NS = 7                 # the last stamp
-OWN_WORDS = 8
+LOOK_NS = 8                    # setting: how long `serve` goes on until Python looks at signals
+OWN_WORDS = 9
 
 # Broken invariants of the rings.
 COMMAND_MALFORMED = 1
@@ -91,6 +93,15 @@ def make_record():
     """(JOURNAL records, the same memory as words): room for the largest journal entry."""
     record = np.zeros(RECORD_SLOTS_MAX, JOURNAL)
     return record, record.view(np.uint64)
+
+
+@kernel
+def show_digest(state, counters):
+    """Show the running digest and its sequence to whoever compares: see divergence.py."""
+    store_release(counters, MATCHER, DIGEST_SEQUENCE_WORD, state.counters[SEQUENCE])
+    fence_release()
+    store_release(counters, MATCHER, DIGEST_WORD, state.counters[OUTPUT_DIGEST])
+    store_release(counters, MATCHER, SEQUENCE_WORD, state.counters[SEQUENCE])
 
 
 @inlined
@@ -248,8 +259,7 @@ def run_batch(state, inbox, out, rings):
         page[RECORDS_WORD] += handled
         page[BATCHES_WORD] += 1
         page[LARGEST_BATCH_WORD] = max(page[LARGEST_BATCH_WORD], handled)
-        page[DIGEST_WORD] = state.counters[OUTPUT_DIGEST]
-        page[SEQUENCE_WORD] = state.counters[SEQUENCE]
+        show_digest(state, rings.counters)
     return handled
 
 
@@ -286,10 +296,10 @@ def sleep(rings, until_room):
 
 @kernel
 def serve(state, inbox, out, rings):
-    """Serve until a signal, a broken invariant, or for LOOK_EVERY_NS. Returns SIGNALLED, BROKE or LOOK."""
+    """Serve until a signal, a broken invariant, or for LOOK_NS, a batch at least. Returns SIGNALLED, BROKE or LOOK."""
     page = rings.counters[MATCHER]
     now = now_ns(CLOCK_MONOTONIC, rings.scratch)
-    look_at = now + LOOK_EVERY_NS
+    look_at = now + rings.own[LOOK_NS]
     idle_since = now
     while True:
         handled = run_batch(state, inbox, out, rings)

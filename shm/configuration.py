@@ -100,6 +100,8 @@ _HOST = Rule("a host name or address without spaces, such as \"127.0.0.1\"",
              lambda value: isinstance(value, str) and re.fullmatch(r"[^\s/]+", value) is not None)
 _PATH = Rule("a path, or \"\" for the folder cache in the data directory",
              lambda value: isinstance(value, str) and "\0" not in value)
+_FOLDER = Rule("an absolute path of a folder, or \"\"",
+               lambda value: isinstance(value, str) and "\0" not in value and (not value or value.startswith("/")))
 _SYNC = Rule("\"always\", \"interval\" or \"none\"",
              lambda value: isinstance(value, str) and value in ("always", "interval", "none"))
 _MIN_AMOUNT = Rule(
@@ -139,6 +141,16 @@ class Journal:
     sync: str = _setting(_SYNC, "always")                             # always: on disk before it is answered
     sync_interval_ms: int = _setting(_whole(1, 60_000), 100)          # of interval: what a power cut may lose
     segment_bytes: int = _setting(_whole(PAGE_BYTES, 2**34, PAGE_BYTES), 33_554_432)  # of a file, preallocated
+    keep_bytes: int = _setting(_whole(0, 2**50), 2**33)               # that a follower may keep beyond the snapshots
+    archive: str = _setting(_FOLDER, "")                              # where old segments go; "": they are removed
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """What a start reads before the journal; the journal before the oldest one is let go."""
+    every_operations: int = _setting(_whole(1000, 2**40), 1_000_000)  # more: longer starts, fewer files written
+    every_s: int = _setting(_whole(1, 31_536_000), 3600)              # with fewer operations too
+    keep: int = _setting(_whole(1, 1000), 3)                          # a start falls back on an older one
 
 
 @dataclass(frozen=True)
@@ -191,6 +203,7 @@ class Configuration:
     http: Http
     binary: Binary
     journal: Journal
+    snapshots: Snapshots
     rings: RingSizes           # its number of gateways is always that of both kinds
     limits: Limits
     matcher: Matcher
@@ -218,8 +231,8 @@ class Configuration:
 
 
 _SECTIONS = {
-    "http": Http, "binary": Binary, "journal": Journal, "limits": Limits, "matcher": Matcher, "watcher": Watcher,
-    "cache": Cache}
+    "http": Http, "binary": Binary, "journal": Journal, "snapshots": Snapshots, "limits": Limits, "matcher": Matcher,
+    "watcher": Watcher, "cache": Cache}
 _RING_RULES = {
     "command_slots": _power_of_two(64, SLOTS_MAX),
     "reply_slots": _power_of_two(128, SLOTS_MAX),

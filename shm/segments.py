@@ -67,6 +67,7 @@ class Role(IntEnum):
     JOURNALER = 1
     PUBLISHER = 2
     WATCHER = 3
+    SNAPSHOTTER = 4
     GATEWAY = 16                   # the first; gateway g is GATEWAY + g
 
 
@@ -89,6 +90,7 @@ class CounterWord(IntEnum):
     OUTPUT_DIGEST = 10             # matcher: running digest of replies and events at SEQUENCE
     STATE_DIGEST = 11              # matcher: of the whole state, stored at a clean stop
     CLOCK_STEPS = 12               # matcher: times the clock went back and was held
+    DIGEST_SEQUENCE = 13           # matcher: stored before OUTPUT_DIGEST, as SEQUENCE is behind it
 
 
 COUNTER_WORDS = 64

@@ -28,6 +28,8 @@ def pytest_addoption(parser):
     parser.addoption("--fuzz-inputs", type=int, default=30_000, metavar="N",
                      help="bodies, and streams, that the fast and the plain path are compared on (a full run: 1000000)")
     parser.addoption("--fuzz-seed", type=int, default=1, metavar="SEED", help="where their randomness begins")
+    parser.addoption("--simulation-seeds", type=int, default=25, metavar="N",
+                     help="seeds of the simulator that must keep every promise (a full run: 10000)")
 
 
 def pytest_configure(config):

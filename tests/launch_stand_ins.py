@@ -15,7 +15,7 @@ COMPILER = "from shm.kernel_cache import progress_line\nprogress_line(0, 2, 'fir
 
 def conf_text():
     """supervisord.conf with the stand-ins; the watcher is the real one."""
-    return re.sub(r"-m (?:pipeline|gateways)\.(journaler|matcher|http|binary)",
+    return re.sub(r"-m (?:pipeline|gateways)\.(journaler|matcher|http|binary|snapshotter)",
                   lambda found: f'"{STAND_IN}" {found.group(1).replace("http", "gateway")}',
                   supervisord_conf.SOURCE.read_text(encoding="utf-8"))
 

@@ -81,8 +81,8 @@ def test_all_problems_stand_in_one_list_each_with_key_value_and_rule():
         "colour": "blue",
     })
     assert problems == [
-        'colour = "blue": no such key; known here: http, binary, journal, limits, matcher, watcher, cache, rings,'
-        " assets, markets",
+        'colour = "blue": no such key; known here: http, binary, journal, snapshots, limits, matcher, watcher,'
+        " cache, rings, assets, markets",
         "http.port = 99999: must be a whole number from 1 to 65535",
         'http.timeout_ms = "1000": must be a whole number from 1 to 10000',
         "http.pretty = 1: must be true or false",

@@ -9,7 +9,7 @@ import pytest
 from numba import njit
 
 from pipeline.digest import state_digest
-from pipeline.replay import replay_span
+from pipeline.replay import ALL_EVENTS, replay_span
 from pipeline.replica import Replica
 from pipeline.state import DEFECT, FREE_NODES, OUTPUT_DIGEST, TREE_HEIGHT_MAX, capacity
 from shm.int128 import join
@@ -502,8 +502,9 @@ def test_journal_records_run_again_give_the_same_state_and_the_same_words():
         for place, (command, payload, now) in enumerate(journal)]).reshape(-1, JOURNAL.itemsize // 8)
     replica, positions = Replica(capacity(comparison.core.state)), np.zeros(1, np.int64)
     records = slots.reshape(-1).view(JOURNAL)
-    stopped = replay_span(replica.state, replica.inbox, replica.out, records, slots, 0, len(slots), positions, 1)
-    assert stopped == len(slots) and positions[0] == len(journal)
+    stopped = replay_span(
+        replica.state, replica.inbox, replica.out, records, slots, 0, len(slots), positions, 1, ALL_EVENTS)
+    assert stopped == (len(slots), True) and positions[0] == len(journal)
     assert state_digest(replica.state) == state_digest(comparison.core.state)
     assert replica.state.counters[OUTPUT_DIGEST] == comparison.core.state.counters[OUTPUT_DIGEST]
 

@@ -663,16 +663,16 @@ def test_a_seal_names_the_journals_end_or_is_none(directory):
     segment = prepared(directory).take()
     segment.append(history.record())
     with pytest.raises(AssertionError):
-        segment.seal(1, history.chain)
+        segment.seal(1, history.chain, False)
     segment.sync()
     assert not journal.spans(directory, INSTANCE).is_sealed
-    segment.seal(1, history.chain)
+    segment.seal(1, history.chain, False)
     assert journal.spans(directory, INSTANCE).is_sealed
     # when a record follows, or the seal is torn, then it says nothing
     segment.append(history.record())
     assert not journal.spans(directory, INSTANCE).is_sealed
     segment.sync()
-    segment.seal(2, history.chain)
+    segment.seal(2, history.chain, False)
     assert journal.spans(directory, INSTANCE).is_sealed
     overwrite(segment.segment.path, SEAL_OFFSET + 3, b"x")
     assert segment_file.seal_of(segment.segment.path) == (0, 0)

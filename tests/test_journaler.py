@@ -374,10 +374,10 @@ def test_a_segment_is_sealed_when_all_up_to_there_is_on_disk_and_not_before(worl
     disk, sealed = Disk(world, monkeypatch), []
     seal = SegmentFile.seal
 
-    def watched(segment, sequence, chain):
+    def watched(segment, sequence, chain, is_last):
         assert sequence <= disk.sequence()
         sealed.append(sequence)
-        seal(segment, sequence, chain)
+        seal(segment, sequence, chain, is_last)
     monkeypatch.setattr(SegmentFile, "seal", watched)
     history = History()
     write_segment(world.directory, world.instance, 1, history.records(3), SEGMENT_BYTES)
@@ -967,3 +967,18 @@ def test_a_stop_writes_and_syncs_what_the_ring_holds(world, mode, monkeypatch):
     assert disk.sequence() == 3 and world.word(ReplyWord.TAIL, 0) == 6
     if mode != "none":
         assert world.word(JournalWord.HEAD) == world.word(JournalWord.SYNCED) == 3
+
+
+def test_the_first_segment_stays_where_its_first_sync_fails(world, monkeypatch):
+    # given a journaler whose first sync fails: without any segment the next one would take the journal for lost
+    journaler = world.open()
+    world.matcher.write(0)
+    with monkeypatch.context() as patch:
+        broken_sync(patch)
+        with pytest.raises(JournalUnwritable):
+            journaler.do_work()
+    journaler.abandon()
+    # when the host is started anew, then so is the exchange
+    world.renew_memory()
+    world.start()
+    assert world.word(JournalWord.OPENED) == 1

@@ -56,7 +56,8 @@ def test_the_command_writes_what_scripts_read(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["--only", "gateway,postman"], "postman cannot be killed; known are gateway, matcher, journaler, watcher"),
+    (["--only", "gateway,postman"],
+     "postman cannot be killed; known are gateway, matcher, journaler, snapshotter, watcher"),
     (["--kills", "-1"], "-1 must be a whole number from 0 on"),
     (["--gateways", "0"], "0 must be a whole number from 1 on"),
 ])

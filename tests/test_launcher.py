@@ -42,7 +42,7 @@ def exchange(tmp_path_factory):
 
 def test_a_started_exchange_serves_and_says_what_runs_where(exchange):
     pids = exchange.pids()
-    assert set(pids) == {"journaler", "matcher", "gateway-0", "gateway-1", "binary-0", "watcher"}
+    assert set(pids) == {"journaler", "matcher", "gateway-0", "gateway-1", "binary-0", "snapshotter", "watcher"}
     assert exchange.post() == 200
     for name, pid in [*pids.items(), ("supervisord", exchange.pid("supervisord"))]:
         assert f"{name}: process {pid}, log {exchange.data / 'log' / name}.log" in exchange.said()
@@ -107,10 +107,10 @@ def test_a_signal_stops_all_in_order_and_leaves_nothing(number, tmp_path):
         pids = exchange.serving().pids()
         exchange.process.send_signal(number)
         assert exchange.ended() == 0
-        assert (exchange.data / "stopped").read_text().split() == ["gateway-0", "matcher", "journaler"]
+        assert (exchange.data / "stopped").read_text().split() == ["snapshotter", "gateway-0", "matcher", "journaler"]
         assert not any(map(is_running, pids.values())) and not role_lock.holders(exchange.data)
         stops = re.findall(r"stopped: ([\w-]+) \(", exchange.log("supervisord"))
-        assert stops == ["watcher", "gateway-0", "matcher", "journaler"]
+        assert stops == ["watcher", "snapshotter", "gateway-0", "matcher", "journaler"]
         assert exchange.said().endswith("Stopped. Everything that was answered is in the journal.\n")
         with pytest.raises(SegmentError, match="is missing"):
             segments.attach(memory_id(exchange.data), exchange.settings.rings)
@@ -186,8 +186,9 @@ def test_the_real_processes_serve_survive_kills_and_stop_well(tmp_path):
         exchange.process.terminate()
         assert exchange.ended() == 0
         stops = re.findall(r"stopped: ([a-z]+)\S* (.*)", exchange.log("supervisord"))
-        assert sorted(stops[1:4]) == [(kind, "(exit status 0)") for kind in ("binary", "gateway", "gateway")]
-        assert stops[:1] + stops[4:] == [(kind, "(exit status 0)") for kind in ("watcher", "matcher", "journaler")]
+        assert sorted(stops[2:5]) == [(kind, "(exit status 0)") for kind in ("binary", "gateway", "gateway")]
+        assert stops[:2] + stops[5:] == [
+            (kind, "(exit status 0)") for kind in ("watcher", "snapshotter", "matcher", "journaler")]
 
 
 def test_a_data_directory_that_supervisord_cannot_take_is_refused(tmp_path):
@@ -256,7 +257,7 @@ def test_supervisord_conf_serves_a_system_supervisord(included, tmp_path):
     supervisord = subprocess.Popen(
         [sys.executable, "-m", "supervisor.supervisord", "-n", "-s", "-c", str(conf)], cwd=tmp_path)
     try:
-        for name in ("journaler", "matcher", "gateway-0", "watcher"):
+        for name in ("journaler", "matcher", "gateway-0", "snapshotter", "watcher"):
             wait_for(lambda name=name: name in role_lock.holders(exchange.data), name)
             wait_for(lambda name=name: exchange.is_ready(name), name)
         assert exchange.post() == 200
@@ -270,7 +271,7 @@ def test_supervisord_conf_serves_a_system_supervisord(included, tmp_path):
         supervisord.terminate()
         supervisord.wait(WAIT_SECONDS)
         segments.unlink(memory_id(exchange.data))
-    assert (exchange.data / "stopped").read_text().split() == ["gateway-0", "matcher", "journaler"]
+    assert (exchange.data / "stopped").read_text().split() == ["snapshotter", "gateway-0", "matcher", "journaler"]
 
 
 COMPILER = "import time; from shm.kernel_cache import progress_line; progress_line(0, 1, 'kernel'); time.sleep(0.3)"

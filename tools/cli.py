@@ -9,10 +9,11 @@ import sys
 
 from shm.configuration import ConfigurationError
 from shm.kernel_cache import CompilationFailed
-from tools import bench, conformance, feed, kill_test, replay
+from tools import audit, bench, conformance, explain, feed, journal_command, kill_test, replay, simulate, take_snapshot
 from tools.report import Failed, write_failure
 
-SUBCOMMANDS = (replay, feed, conformance, kill_test, bench)  # in the order of --help
+SUBCOMMANDS = (  # in the order of --help
+    replay, feed, conformance, kill_test, simulate, bench, take_snapshot, journal_command, audit, explain)
 
 
 def main(argv=None):

@@ -239,6 +239,8 @@ def replay_line(result, exchange, client, number, line, volatile, deviations):
     """Do what one line of a recording says, and count what comes of it."""
     if PARTS.get(line.get("restart")):
         exchange.restart(PARTS[line["restart"]])
+    if PARTS.get(line.get("snapshot")):
+        exchange.take_snapshot()
     if "request" not in line:
         return
     request = line["request"]

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline import journal, seeding
 from pipeline.digest import state_digest
-from pipeline.replay import limits_in, replay_span
+from pipeline.replay import ALL_EVENTS, limits_in, replay_span
 from pipeline.replica import Replica
 from pipeline.segment_file import HEADER_BYTES, JournalRefused
 from pipeline.state import BALANCE_STATE, BALANCES, EVENT_POSITION, ORDER_ID, OUTPUT_DIGEST, SEQUENCE
@@ -134,7 +134,7 @@ class Rerun:
                 record = _Record._make(_RECORD.unpack_from(content, slot * JOURNAL.itemsize))
                 behind, order_id = slot + record.record_slots, int(state.counters[ORDER_ID])
                 events = int(state.counters[EVENT_POSITION])
-                if replay_span(state, inbox, out, rows, slots, slot, behind, positions, none) != behind:
+                if replay_span(state, inbox, out, rows, slots, slot, behind, positions, none, ALL_EVENTS)[0] != behind:
                     self.problems.append(f"replay stops at sequence {record.sequence}, {span.path}")
                     return
                 self._note(record, span.path, slot, order_id)

@@ -27,7 +27,8 @@ from tools import local_exchange, report
 from tools.kill_load import Load
 from tools.report import Failed
 
-KINDS = ("gateway", "matcher", "journaler", "watcher")  # gateway: of either kind
+SNAPSHOT_EVERY = 1000          # operations
+KINDS = ("gateway", "matcher", "journaler", "snapshotter", "watcher")  # gateway: of either kind
 SYNC_MODES = ("always", "interval", "none")
 IN_FLIGHT_MIN = 8
 CLIENTS = 96                   # more than the tiny command ring has slots
@@ -154,7 +155,8 @@ def settings_of(sync, tiny_rings, gateways, binary_gateways=0):
                      markets_max=16)
     journal = replace(settings.journal, sync=sync, sync_interval_ms=20,
                       segment_bytes=configuration.segment_bytes_needed(rings))
-    return local_exchange.private(replace(settings, rings=rings, limits=limits, journal=journal))
+    snapshots = replace(settings.snapshots, every_operations=2**40)  # the audit reads the journal from its beginning
+    return local_exchange.private(replace(settings, rings=rings, limits=limits, journal=journal, snapshots=snapshots))
 
 
 @dataclass
@@ -167,11 +169,22 @@ class Evidence:
     live: tuple                # (sequence, output digest, state digest) of the matcher when it was stopped
 
 
+def keep_the_whole_journal(data):
+    """For the audit, whatever snapshots are made: as a follower does that has not begun."""
+    local_exchange.prepare_kernels()
+    from pipeline import journal, retention  # late: the cache of their kernels is chosen by now
+
+    data.mkdir(parents=True, exist_ok=True)
+    retention.note_place(data, "audit", journal.START)
+
+
 def kill_test(data, *, kills, seed, seconds=0, sync="always", only=KINDS, tiny_rings=False, gateways=1,
               binary_gateways=0, advance=lambda: None):
     """Run the test on a new data directory; the result as `--json` writes it, with `is_well`. Raises Failed where the
     exchange does not serve again."""
     settings = settings_of(sync, tiny_rings, gateways, binary_gateways)
+    settings = replace(settings, snapshots=replace(settings.snapshots, every_operations=SNAPSHOT_EVERY))
+    keep_the_whole_journal(data)
     with local_exchange.running(data, settings) as exchange:
         evidence = kill_under_load(exchange, kills, seed, seconds, only, advance)
     from tools.kill_audit import Audit  # late: the cache of its kernels is chosen by now

@@ -370,7 +370,7 @@ class Exchange:
     def stop(self):
         """Stop every process in supervisord's order, and supervisord; raises LaunchFailed where they do not stop."""
         if self.supervisord.poll() is None:
-            say("Stopping: watcher, gateways, matcher, journaler ...")
+            say("Stopping: watcher, snapshotter, gateways, matcher, journaler ...")
             self.supervisord.send_signal(signal.SIGTERM)
             deadline = time.monotonic() + STOP_SECONDS
             while self.supervisord.poll() is None:

@@ -145,6 +145,12 @@ class LocalExchange:
                 return client.send(_QUESTION)[0] == 200
             _wait(is_answering, BACK_SECONDS, lambda: f"{self.url} does not answer")
 
+    def take_snapshot(self):
+        """Ask for a snapshot, and wait until it is there."""
+        from tools import take_snapshot  # late: it imports this module
+
+        take_snapshot.take(self.data)
+
     def restart(self, name):
         """Kill a process (SIGKILL) and wait until all is well again."""
         self.wait_until_back(name, self.kill(name))
