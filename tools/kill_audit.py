@@ -109,7 +109,7 @@ class Rerun:
             self.journal = journal.spans(data / "journal", instance_of(data))
         except JournalRefused as refusal:      # then all that was answered counts as lost
             self.problems.append(str(refusal))
-            self.journal = journal.Journal(0, 0, 0, [], [])
+            self.journal = journal.Journal(0, 0, 0, False, [], [])
         self.replica = Replica(limits_in(self.journal, seeding.limits_of(settings)))
         self.entries = defaultdict(list)       # key: Entry each time it is in the journal
         self.balances = defaultdict(lambda: History((0, 0)))        # (user, asset id): available, frozen
