@@ -222,7 +222,7 @@ def test_a_read_that_shows_what_was_written_after_it_is_found(forgery, method):
 
 
 def test_a_write_that_stands_before_one_that_was_answered_before_is_found(forgery):
-    operation = forgery.some("order.put_limit")
+    operation = forgery.all("order.put_limit")[-1]  # few reads show what it did: the story has room for all
     operation.sent_at = forgery.evidence.operations[-1].answered_at + 1
     operation.answered_at = operation.sent_at + 1
     assert "stands before sequence" in texts(forgery.audit())
