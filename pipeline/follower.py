@@ -39,7 +39,7 @@ class EventsLost(Exception):
 
 
 class Follower:
-    def __init__(self, data, instance, sink, limits, tell, progress=lambda: None, event_slots=EVENT_SLOTS):
+    def __init__(self, data, instance, sink: Sink, limits, tell, progress=lambda: None, event_slots=EVENT_SLOTS):
         """`limits`: room for as many at least; `tell(text)` hears of snapshots that are passed over; `progress()` is
         called now and then; `event_slots` (a power of two): of the largest command.
 

@@ -43,7 +43,8 @@ def limits_of(configuration):
     return limits
 
 
-def _command(kind, record):
+def definition(kind, record):
+    """(COMMAND, payload) that asks for this definition: a LIMITS, an ASSET, a MARKET."""
     command = np.zeros((), COMMAND)
     command["kind"], command["slots"], command["payload_bytes"] = kind, 2, record.dtype.itemsize
     return command, record.tobytes()
@@ -107,10 +108,10 @@ def commands(configuration, state):
     made = []
     wanted = limits_of(configuration)
     if any(counters[word] != wanted[name] for name, word, _used in _CAPACITIES):
-        made.append(_command(Kind.SET_LIMITS, wanted))
-    made += [_command(Kind.ADD_ASSET, _asset_record(asset)) for asset in new_assets]
+        made.append(definition(Kind.SET_LIMITS, wanted))
+    made += [definition(Kind.ADD_ASSET, _asset_record(asset)) for asset in new_assets]
     ids = {name: index for index, name in enumerate([*known, *(asset.name for asset in new_assets)])}
-    return made + [_command(Kind.ADD_MARKET, _market_record(market, ids)) for market in new_markets]
+    return made + [definition(Kind.ADD_MARKET, _market_record(market, ids)) for market in new_markets]
 
 
 def _asset_of(record):

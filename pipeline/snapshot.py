@@ -21,6 +21,7 @@ from pipeline.journal import Place
 from pipeline.ledger import available, change_available, change_frozen, frozen, open_balance
 from pipeline.order_book import rest, take_slot
 from pipeline.replica import EVENT_SLOTS, Replica
+from pipeline.seeding import definition
 from pipeline.segment_file import sync_directory
 from pipeline.state import (
     ASSETS,
@@ -49,7 +50,7 @@ from pipeline.state import (
     TIME_NS,
 )
 from shm.kernel import kernel
-from shm.records import ASSET, COMMAND, LIMITS, MARKET, ORDER, Kind, Result
+from shm.records import ASSET, LIMITS, MARKET, ORDER, Kind, Result
 
 MAGIC, VERSION = 0x544F48535041_4E53, 1
 SUFFIX, TEMPORARY = ".snapshot", "snapshot.new"
@@ -238,9 +239,7 @@ def restored(header, content, limits, event_slots=EVENT_SLOTS):
 
 
 def _define(replica, kind, record):
-    command = np.zeros((), COMMAND)
-    command["kind"], command["slots"], command["payload_bytes"] = kind, 2, record.dtype.itemsize
-    reply = replica.apply(command, record.tobytes())
+    reply = replica.apply(*definition(kind, record))
     if reply["result"] != Result.OK:
         raise SnapshotDamaged(f"its {kind.name} is refused with result {reply['result']}")
 
